@@ -5,7 +5,8 @@
 //! allocated for it, and every refusal names the field. Opening reads the header only, never the weights.
 //!
 //! File order: [`cursor`] (bounded reads) → [`value`] (metadata values) → [`tensor_info`] (directory) →
-//! [`header`] (one file) → this file (shards) → [`getters`] (typed access).
+//! [`header`] (one file) → this file (shards) → [`getters`] (typed access);
+//! [`writer`] goes the other way.
 
 mod cursor;
 mod getters;
@@ -14,6 +15,7 @@ mod shards;
 mod source;
 mod tensor_info;
 mod value;
+mod writer;
 
 #[cfg(test)]
 mod malformed;
@@ -27,6 +29,7 @@ use std::sync::Arc;
 pub use source::Source;
 pub use tensor_info::TensorInfo;
 pub use value::{Array, Value};
+pub use writer::{GgufWriter, TensorStream};
 
 use crate::error::{Error, Result};
 use header::{Header, Metadata};

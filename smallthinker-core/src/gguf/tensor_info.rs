@@ -103,7 +103,7 @@ fn read_entry(cursor: &mut Cursor<'_>, index: usize, alignment: u64) -> Result<T
 }
 
 /// Bytes of a tensor, or what would be allowed.
-fn checked_bytes(dims: &[u64], dtype: DType) -> Result<u64, String> {
+pub(super) fn checked_bytes(dims: &[u64], dtype: DType) -> Result<u64, String> {
     let block = dtype.block_len() as u64;
     let cols = dims.first().copied().unwrap_or(0);
     if dims.contains(&0) {
