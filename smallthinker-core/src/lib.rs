@@ -3,6 +3,7 @@
 mod error;
 pub mod gguf;
 pub mod kernels;
+pub mod sample;
 pub mod tensor;
 pub mod tokenizer;
 
