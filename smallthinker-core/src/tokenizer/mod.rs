@@ -276,7 +276,7 @@ impl Tokenizer {
         self.vocab_size() * (text + size_of::<Kind>())
             + self.merges * merge
             + self.bytes.memory_bytes()
-            + 0x11_0000 / 8
+            + 2 * 0x11_0000 / 8
     }
 }
 
@@ -294,3 +294,6 @@ fn stop_ids(spec: &TokenizerSpec, kinds: &[Kind]) -> Vec<u32> {
     ids.dedup();
     ids
 }
+
+#[cfg(test)]
+mod tests;
