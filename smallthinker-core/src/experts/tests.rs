@@ -1,0 +1,151 @@
+use std::fs::{self, OpenOptions};
+use std::sync::Arc;
+
+use super::*;
+use crate::gguf::{Gguf, GgufWriter};
+use crate::model::hparams::{Gating, Hparams};
+use crate::tensor::DType;
+
+const LAYERS: usize = 3;
+const EXPERTS: usize = 4;
+const HIDDEN: usize = 8;
+const FFN: usize = 4;
+
+/// A file whose every expert weight is `layer * 100 + expert * 10 + matrix`.
+struct File {
+    gguf: Gguf,
+    dir: tempfile::TempDir,
+}
+
+impl File {
+    fn new() -> File {
+        let dir = tempfile::tempdir().unwrap();
+        let mut w = GgufWriter::new();
+        let parts = [("gate", [HIDDEN, FFN]), ("up", [HIDDEN, FFN]), ("down", [FFN, HIDDEN])];
+        for layer in 0..LAYERS {
+            for (name, [a, b]) in parts {
+                let dims = [a as u64, b as u64, EXPERTS as u64];
+                w.tensor(&format!("blk.{layer}.ffn_{name}_exps.weight"), DType::F32, &dims).unwrap();
+            }
+        }
+        let path = dir.path().join("model.gguf");
+        let mut out = w.create(&path).unwrap();
+        for layer in 0..LAYERS {
+            for matrix in 0..parts.len() {
+                for expert in 0..EXPERTS {
+                    let value = (layer * 100 + expert * 10 + matrix) as f32;
+                    out.write(&value.to_le_bytes().repeat(HIDDEN * FFN)).unwrap();
+                }
+            }
+        }
+        out.finish().unwrap();
+        File { gguf: Gguf::open(&path).unwrap(), dir }
+    }
+
+    fn cache(&self, slots: usize) -> ExpertCache {
+        let h = Hparams {
+            n_layers: LAYERS,
+            hidden: HIDDEN,
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: HIDDEN,
+            expert_ffn: FFN,
+            n_experts: EXPERTS,
+            top_k: 1,
+            vocab: 1,
+            context_length: 1,
+            rms_eps: 0.0,
+            gating: Gating::Softmax,
+            attention: Vec::new(),
+        };
+        let index = ExpertIndex::new(&self.gguf, &h).unwrap();
+        ExpertCache::new(index, Arc::clone(self.gguf.source()), slots, 2).unwrap()
+    }
+}
+
+fn check(cache: &ExpertCache, id: ExpertId) {
+    let slot = cache.acquire(id, &CancelFlag::new()).unwrap();
+    for (matrix, m) in cache.index().layers[id.0].matrices().into_iter().enumerate() {
+        let expected = ((id.0 * 100 + id.1 * 10 + matrix) as f32).to_le_bytes();
+        assert!(slot.rows(m, 0, m.rows).chunks(4).all(|b| b == expected), "{id:?}, matrix {matrix}");
+    }
+}
+
+#[test]
+fn right_weights_in_any_order_with_any_number_of_slots() {
+    let file = File::new();
+    for slots in [1, 2, 5, LAYERS * EXPERTS] {
+        let cache = file.cache(slots);
+        let mut id = 0usize;
+        for _ in 0..200 {
+            id = (id * 5 + 7) % (LAYERS * EXPERTS);
+            cache.request(id / EXPERTS, std::iter::once(id % EXPERTS));
+            check(&cache, (id / EXPERTS, id % EXPERTS));
+        }
+        let stats = cache.stats();
+        assert_eq!(stats.hits + stats.misses, 200, "each request is a hit or a miss");
+        assert_eq!(stats.bytes_read, stats.misses * 3 * (HIDDEN * FFN * 4) as u64);
+        if slots == LAYERS * EXPERTS {
+            assert_eq!(stats.evictions, 0);
+        }
+    }
+}
+
+#[test]
+fn evicts_the_least_recently_used_and_never_what_is_held() {
+    let file = File::new();
+    let cache = file.cache(3);
+    let cancel = CancelFlag::new();
+    let held = cache.acquire((0, 0), &cancel).unwrap();
+    check(&cache, (0, 1));
+    check(&cache, (0, 2));
+    cache.request(0, std::iter::once(1)); // now 2 is older than 1, and 0, the oldest, is held
+    check(&cache, (1, 0));
+    let before = cache.stats().misses;
+    check(&cache, (0, 1));
+    check(&cache, (0, 0));
+    assert_eq!(cache.stats().misses, before, "1 and the held 0 are still there");
+    check(&cache, (0, 2));
+    assert_eq!(cache.stats().misses, before + 1, "2 was evicted");
+    drop(held);
+}
+
+#[test]
+fn all_slots_held_is_an_error_not_a_hang() {
+    let file = File::new();
+    let cache = file.cache(1);
+    let cancel = CancelFlag::new();
+    let _held = cache.acquire((0, 0), &cancel).unwrap();
+    assert!(matches!(cache.acquire((0, 1), &cancel), Err(Error::Internal { .. })));
+}
+
+#[test]
+fn a_short_read_is_one_error_and_the_next_try_reads_again() {
+    let file = File::new();
+    let cache = file.cache(2);
+    let cancel = CancelFlag::new();
+    let path = file.dir.path().join("model.gguf");
+    let whole = fs::read(&path).unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(whole.len() as u64 / 2).unwrap();
+    for _ in 0..3 {
+        let error = cache.acquire((LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::ShortRead { .. }), "{error}");
+        assert!(error.to_string().contains("model.gguf"), "{error}");
+    }
+    check(&cache, (0, 0));
+    // Same inode, contents back.
+    use std::io::Write;
+    OpenOptions::new().write(true).open(&path).unwrap().write_all(&whole).unwrap();
+    check(&cache, (LAYERS - 1, 0));
+}
+
+#[test]
+fn a_set_cancel_flag_ends_a_wait() {
+    let file = File::new();
+    let cache = file.cache(2);
+    let cancel = CancelFlag::new();
+    cancel.cancel();
+    assert!(matches!(cache.acquire((0, 0), &cancel), Err(Error::Cancelled)));
+    // What was requested then still arrives.
+    check(&cache, (0, 0));
+}

@@ -1,0 +1,132 @@
+//! Logits against a plain implementation, and against themselves under every choice that must not matter.
+
+mod common;
+
+use common::{Fixture, Random, Spec, VOCAB, distance, naive_logits};
+use smallthinker_core::kernels::Kernels;
+use smallthinker_core::tensor::DType;
+use smallthinker_core::{KvType, Model};
+
+fn logits(model: &Model, tokens: &[u32]) -> Vec<f32> {
+    let mut session = model.session().unwrap();
+    session.append_tokens(tokens).unwrap();
+    session.logits().unwrap()
+}
+
+/// Tied or not, window or not, softmax or sigmoid, grouped heads or not: F32 weights, so that only float
+/// rounding separates the two.
+#[test]
+fn every_graph_variant_matches_the_plain_forward_pass() {
+    let tokens = Random::new(1).tokens(40);
+    for tied in [true, false] {
+        for window in [0, 8] {
+            for sigmoid in [true, false] {
+                for kv_heads in [1, 2, 4] {
+                    let spec = Spec { tied, window, sigmoid, kv_heads, ..Default::default() };
+                    let fixture = Fixture::new(spec.clone());
+                    let model = fixture.open_with(|o| o.kv_type = KvType::F32);
+                    let (worst, kl) = distance(
+                        &logits(&model, &tokens),
+                        &naive_logits(&fixture.path, &spec, &tokens),
+                        VOCAB,
+                    );
+                    assert!(worst < 2e-4, "{spec:?}: differs by {worst}, KL {kl}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_cache_stays_close() {
+    let tokens = Random::new(2).tokens(60);
+    let fixture = Fixture::new(Spec { window: 16, ..Default::default() });
+    let (worst, kl) = distance(
+        &logits(&fixture.open(), &tokens),
+        &naive_logits(&fixture.path, &fixture.spec, &tokens),
+        VOCAB,
+    );
+    assert!(worst < 2e-2 && kl < 1e-5, "differs by {worst}, KL {kl}");
+}
+
+/// The reference uses the same dequantized weights; the engine also rounds activations to 8 bits.
+#[test]
+fn quantized_weights_stay_close_to_their_dequantized_values() {
+    let tokens = Random::new(3).tokens(40);
+    for dtype in [DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0] {
+        for down_by_neuron in [false, true] {
+            let spec = Spec { dtype, hidden: 128, ffn: 64, down_by_neuron, ..Default::default() };
+            let fixture = Fixture::new(spec);
+            let reference = naive_logits(&fixture.path, &fixture.spec, &tokens);
+            let ours = logits(&fixture.open(), &tokens);
+            let mut per_position: Vec<f64> = (0..tokens.len())
+                .map(|i| i * VOCAB..(i + 1) * VOCAB)
+                .map(|r| distance(&ours[r.clone()], &reference[r], VOCAB).1)
+                .collect();
+            per_position.sort_by(f64::total_cmp);
+            let (median, worst) = (per_position[tokens.len() / 2], per_position[tokens.len() - 1]);
+            // The worst position may have a router near-tie that rounding decides the other way.
+            assert!(median < 1e-3, "{dtype} by neuron {down_by_neuron}: median KL {median}, worst {worst}");
+        }
+    }
+}
+
+/// Positions far beyond the window, across several pages of the cache and turns of the ring.
+#[test]
+fn positions_beyond_the_window_and_the_ring() {
+    let tokens = Random::new(4).tokens(900);
+    let spec =
+        Spec { window: 20, layers: 2, hidden: 32, heads: 2, kv_heads: 1, head_dim: 16, ..Default::default() };
+    let fixture = Fixture::new(spec);
+    let model = fixture.open_with(|o| (o.kv_type, o.chunk) = (KvType::F32, Some(64)));
+    let reference = naive_logits(&fixture.path, &fixture.spec, &tokens);
+    let (worst, _) = distance(&logits(&model, &tokens), &reference, VOCAB);
+    assert!(worst < 2e-4, "differs by {worst}");
+}
+
+/// The target of the design: identical bits, whatever the threads, the prefill chunks and the cache size.
+#[test]
+fn same_bits_for_any_threads_chunks_and_budget() {
+    let tokens = Random::new(5).tokens(150);
+    for dtype in [DType::F32, DType::Q4_0] {
+        for down_by_neuron in [false, true] {
+            let spec = Spec { dtype, window: 32, hidden: 128, down_by_neuron, ..Default::default() };
+            let fixture = Fixture::new(spec);
+            let expected = logits(&fixture.open_with(|o| o.threads = Some(1)), &tokens);
+            for threads in [2, 3, 8] {
+                let model = fixture.open_with(|o| o.threads = Some(threads));
+                assert!(logits(&model, &tokens) == expected, "{dtype}, {threads} threads");
+            }
+            for chunk in [1, 2, 7, 149] {
+                let model = fixture.open_with(|o| o.chunk = Some(chunk));
+                assert!(logits(&model, &tokens) == expected, "{dtype}, chunks of {chunk}");
+            }
+            let plan = Model::plan_for(&fixture.path, &Default::default()).unwrap();
+            let model = fixture.open_with(|o| o.memory_budget = Some(plan.floor));
+            assert!(!model.plan().fits(), "the floor should be below the whole bank: {plan:?}");
+            assert!(logits(&model, &tokens) == expected, "{dtype}, at the floor");
+            assert!(model.stats().experts.evictions > 0);
+        }
+    }
+}
+
+#[test]
+fn every_kernel_set_gives_nearly_the_same() {
+    let tokens = Random::new(6).tokens(30);
+    let fixture = Fixture::new(Spec { dtype: DType::Q8_0, ..Default::default() });
+    let scalar: Vec<f64> = logits(&fixture.open_with(|o| o.kernels = Some("scalar".into())), &tokens)
+        .iter()
+        .map(|&x| f64::from(x))
+        .collect();
+    for set in Kernels::available() {
+        let model = fixture.open_with(|o| o.kernels = Some(set.name().into()));
+        assert_eq!(model.stats().kernels, set.name());
+        let mut kl: Vec<f64> = logits(&model, &tokens)
+            .chunks(VOCAB)
+            .zip(scalar.chunks(VOCAB))
+            .map(|(a, b)| distance(a, b, VOCAB).1)
+            .collect();
+        kl.sort_by(f64::total_cmp);
+        assert!(kl[kl.len() / 2] < 1e-6, "{}: {kl:?}", set.name());
+    }
+}
