@@ -15,6 +15,7 @@
 //! # Ok::<(), smallthinker_core::Error>(())
 //! ```
 
+pub mod chat;
 mod error;
 
 mod arena;
