@@ -5,6 +5,8 @@
 //! result depends on its row and its vector alone: not on the number of rows, tokens or threads.
 
 mod acts;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -85,6 +87,17 @@ impl Kernels {
     /// All sets that this CPU and operating system can run, best first; the last is always "scalar".
     pub fn available() -> Vec<&'static Kernels> {
         let mut sets: Vec<&'static Kernels> = Vec::with_capacity(3);
+        // The macros look at the CPU's flags and at the register state that the operating system saves
+        // (OSXSAVE and XCR0 on x86, hwcaps on Arm), so a set is listed only if its registers survive a
+        // context switch.
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            if avx2 {
+                sets.push(&avx2::KERNELS);
+            }
+        }
         sets.push(&scalar::KERNELS);
         sets
     }
