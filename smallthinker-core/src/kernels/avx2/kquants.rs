@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, load, load_f32, load_half};
+use super::blocks::add_scaled;
+use super::{Format, load, load_f32, load_half, sum_each, sum_each_i16};
 use crate::kernels::acts::ActGroup;
 use crate::tensor::block::{BlockQ4K, BlockQ5K, BlockQ6K, k_scales};
 
@@ -39,11 +40,10 @@ fn scale_min(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> ScaleMin {
 /// Σ (scale · c - min) · q = scale · Σ c q - min · Σ q.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn begin_with_min(scales: &ScaleMin, acts: &ActGroup, acc: __m256) -> (__m256, __m256) {
-    let act_scale = load_f32(&acts.scale);
+fn add_with_min(scales: &ScaleMin, acts: &ActGroup, dots: __m256i, acc: __m256) -> __m256 {
     let sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(load(&acts.sums), _mm256_set1_epi16(1)));
-    let acc = _mm256_fnmadd_ps(_mm256_mul_ps(scales.min, act_scale), sums, acc);
-    (_mm256_mul_ps(scales.scale, act_scale), acc)
+    let min = _mm256_mul_ps(scales.min, load_f32(&acts.scale));
+    add_scaled(scales.scale, acts, dots, _mm256_fnmadd_ps(min, sums, acc))
 }
 
 /// Sub-block `B` of the nibbles: low halves of chunk `B / 2` for even `B`, high halves for odd.
@@ -77,20 +77,21 @@ impl Format for Q4K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn begin(scales: &ScaleMin, acts: &ActGroup, acc: __m256) -> (__m256, __m256) {
-        begin_with_min(scales, acts, acc)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes<const B: i32>(group: &BlockQ4K, _: &ScaleMin) -> __m256i {
         nibbles::<B>(&group.qs)
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn dot(codes: __m256i, q: __m256i) -> __m256i {
-        dot_unsigned(codes, q, _mm256_set1_epi16(1))
+    unsafe fn dots(codes: &[__m256i; 8], q: &[[i8; 32]; 8]) -> __m256i {
+        // Sums of eight pairs of products are at most 8 · 2 · 15 · 127 = 30480: they fit 16 bits.
+        sum_each_i16(std::array::from_fn(|b| _mm256_maddubs_epi16(codes[b], load(&q[b]))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add(scales: &ScaleMin, acts: &ActGroup, dots: __m256i, acc: __m256) -> __m256 {
+        add_with_min(scales, acts, dots, acc)
     }
 }
 
@@ -109,12 +110,6 @@ impl Format for Q5K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn begin(scales: &ScaleMin, acts: &ActGroup, acc: __m256) -> (__m256, __m256) {
-        begin_with_min(scales, acts, acc)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes<const B: i32>(group: &BlockQ5K, _: &ScaleMin) -> __m256i {
         let bit = _mm256_set1_epi8((1_u8 << B) as i8);
         let set = _mm256_cmpeq_epi8(_mm256_and_si256(load(&group.qh), bit), bit);
@@ -123,8 +118,15 @@ impl Format for Q5K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn dot(codes: __m256i, q: __m256i) -> __m256i {
-        dot_unsigned(codes, q, _mm256_set1_epi16(1))
+    unsafe fn dots(codes: &[__m256i; 8], q: &[[i8; 32]; 8]) -> __m256i {
+        let ones = _mm256_set1_epi16(1);
+        sum_each(std::array::from_fn(|b| dot_unsigned(codes[b], load(&q[b]), ones)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add(scales: &ScaleMin, acts: &ActGroup, dots: __m256i, acc: __m256) -> __m256 {
+        add_with_min(scales, acts, dots, acc)
     }
 }
 
@@ -153,16 +155,6 @@ impl Format for Q6K {
         SixteenScales { d: half(group.d), all, halves }
     }
 
-    /// Σ scale · (c - 32) · q: the offset is -32 times the scales' products with the sums. At most
-    /// 32 · 2 · 128 · 2032 < 2^24, so the conversion to float is exact.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn begin(scales: &SixteenScales, acts: &ActGroup, acc: __m256) -> (__m256, __m256) {
-        let step = _mm256_mul_ps(scales.d, load_f32(&acts.scale));
-        let offset = _mm256_slli_epi32::<5>(_mm256_madd_epi16(load(&acts.sums), scales.all));
-        (step, _mm256_fnmadd_ps(step, _mm256_cvtepi32_ps(offset), acc))
-    }
-
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes<const B: i32>(group: &BlockQ6K, scales: &SixteenScales) -> Self::Codes {
@@ -188,10 +180,18 @@ impl Format for Q6K {
         (_mm256_or_si256(low, high), scale)
     }
 
-    /// A lane is at most 2 · 63 · 127 · 128 in magnitude, twice: below 2^22, exact in float.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn dot((codes, scale): Self::Codes, q: __m256i) -> __m256i {
-        dot_unsigned(codes, q, scale)
+    unsafe fn dots(codes: &[Self::Codes; 8], q: &[[i8; 32]; 8]) -> __m256i {
+        sum_each(std::array::from_fn(|b| dot_unsigned(codes[b].0, load(&q[b]), codes[b].1)))
+    }
+
+    /// Σ scale · (c - 32) · q: the offset is -32 times the scales' products with the sums. Together at most
+    /// 32 · 32 · 127 · 128 < 2^24 in magnitude, so the conversion to float is exact.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add(scales: &SixteenScales, acts: &ActGroup, dots: __m256i, acc: __m256) -> __m256 {
+        let offset = _mm256_slli_epi32::<5>(_mm256_madd_epi16(load(&acts.sums), scales.all));
+        add_scaled(scales.d, acts, _mm256_sub_epi32(dots, offset), acc)
     }
 }

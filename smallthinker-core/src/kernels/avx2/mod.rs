@@ -111,13 +111,38 @@ pub(super) trait Format {
 
     /// Decodes the scales.
     unsafe fn scales(group: &Self::Group) -> Self::Scales;
-    /// What one step of the integer products of each 32 elements is worth, and `acc` with the part of the
-    /// product added that comes from constant offsets and minima.
-    unsafe fn begin(scales: &Self::Scales, acts: &ActGroup, acc: __m256) -> (__m256, __m256);
     /// Weights `32 * B .. 32 * B + 32`.
     unsafe fn codes<const B: i32>(group: &Self::Group, scales: &Self::Scales) -> Self::Codes;
-    /// Eight partial sums of the products with 32 activations.
-    unsafe fn dot(codes: Self::Codes, q: __m256i) -> __m256i;
+    /// The integer products with the eight blocks of activations, one per lane.
+    unsafe fn dots(codes: &[Self::Codes; 8], q: &[[i8; 32]; 8]) -> __m256i;
+    /// `acc` plus the products, made of `dots` and the constant offsets or minima of the type.
+    unsafe fn add(scales: &Self::Scales, acts: &ActGroup, dots: __m256i, acc: __m256) -> __m256;
+}
+
+/// Sums each of eight vectors of eight lanes; lane `b` of the result belongs to vector `b`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sum_each(x: [__m256i; 8]) -> __m256i {
+    let pair = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let four = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let low = four(pair(x[0], x[1]), pair(x[2], x[3]));
+    let high = four(pair(x[4], x[5]), pair(x[6], x[7]));
+    let (first, second) =
+        (_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high));
+    _mm256_add_epi32(first, second)
+}
+
+/// As [`sum_each`] for vectors of 16-bit lanes, if sums of eight lanes fit 16 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sum_each_i16(x: [__m256i; 8]) -> __m256i {
+    let pair = |a, b| _mm256_add_epi16(_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+    let four = |a, b| _mm256_add_epi16(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let low = four(pair(x[0], x[1]), pair(x[2], x[3]));
+    let high = four(pair(x[4], x[5]), pair(x[6], x[7]));
+    let all = _mm256_add_epi16(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));
+    let first = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(all));
+    _mm256_add_epi32(first, _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(all)))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -130,53 +155,41 @@ fn group_tile<F: Format>(t: Tile<'_>) {
     }
 }
 
-/// Float operations per output depend on neither `T` nor the other outputs, so that a product with many
-/// vectors has the bits of one with each.
+/// Lane `b` of a sum takes the blocks `b`, `b + 8`, `b + 16`, ... in this order, and the lanes are added at the
+/// end. That depends neither on `T` nor on other outputs, so that a product with many vectors has the bits
+/// of one with each.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn group_rows<F: Format, const T: usize>(mut t: Tile<'_>) {
     let acts: [&[ActGroup]; T] = std::array::from_fn(|k| t.acts.get(k).map_or(&[][..], |a| a.groups));
     for (r, row) in t.rows.chunks_exact(t.row_bytes).enumerate() {
         let (groups, rest) = cast::<F::Group>(row);
         let tail = if rest.is_empty() { None } else { Some(padded::<F::Group>(rest)) };
-        // Two sums per token, for even and odd blocks: one alone would wait for its own last addition.
-        let mut acc = [[_mm256_setzero_ps(); 2]; T];
+        let mut acc = [_mm256_setzero_ps(); T];
         for (g, group) in groups.iter().chain(&tail).enumerate() {
             prefetch_after(group);
             // SAFETY: this function has the target features that the methods ask for.
-            let scales = unsafe { F::scales(group) };
-            let mut steps = [[0.0_f32; 8]; T];
-            let mut q = [&[0_i8; GROUP]; T];
+            let (scales, codes) = unsafe {
+                let s = F::scales(group);
+                let codes = [
+                    F::codes::<0>(group, &s),
+                    F::codes::<1>(group, &s),
+                    F::codes::<2>(group, &s),
+                    F::codes::<3>(group, &s),
+                    F::codes::<4>(group, &s),
+                    F::codes::<5>(group, &s),
+                    F::codes::<6>(group, &s),
+                    F::codes::<7>(group, &s),
+                ];
+                (s, codes)
+            };
             for k in 0..T {
                 let Some(a) = acts[k].get(g) else { continue };
+                let Some(q) = a.q.as_chunks::<32>().0.first_chunk::<8>() else { continue };
                 // SAFETY: as above.
-                let (step, offset) = unsafe { F::begin(&scales, a, acc[k][0]) };
-                acc[k][0] = offset;
-                store_f32(&mut steps[k], step);
-                q[k] = &a.q;
+                acc[k] = unsafe { F::add(&scales, a, F::dots(&codes, q), acc[k]) };
             }
-            macro_rules! block {
-                ($b:literal) => {
-                    // SAFETY: as above.
-                    let codes = unsafe { F::codes::<$b>(group, &scales) };
-                    for k in 0..T {
-                        let acts = load(&q[k].as_chunks::<32>().0[$b]);
-                        // SAFETY: as above.
-                        let dot = unsafe { F::dot(codes, acts) };
-                        let step = _mm256_set1_ps(steps[k][$b]);
-                        acc[k][$b % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), step, acc[k][$b % 2]);
-                    }
-                };
-            }
-            block!(0);
-            block!(1);
-            block!(2);
-            block!(3);
-            block!(4);
-            block!(5);
-            block!(6);
-            block!(7);
         }
-        t.put(r, &acc.map(|[even, odd]| sum(_mm256_add_ps(even, odd))));
+        t.put(r, &acc.map(|lanes| sum(lanes)));
     }
 }
 
