@@ -7,6 +7,10 @@
 mod acts;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -94,9 +98,19 @@ impl Kernels {
         {
             use std::arch::is_x86_feature_detected as has;
             let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
+            if avx2 && avx512 && has!("avx512vnni") {
+                sets.push(&avx512::KERNELS);
+            }
             if avx2 {
                 sets.push(&avx2::KERNELS);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon")
+            && std::arch::is_aarch64_feature_detected!("dotprod")
+        {
+            sets.push(&neon::KERNELS);
         }
         sets.push(&scalar::KERNELS);
         sets

@@ -81,7 +81,7 @@ fn whole_activations(rng: &mut Rng, n: usize) -> Vec<f32> {
     let mut x: Vec<f32> = (0..n).map(|_| rng.int(3) as f32).collect();
     for block in x.chunks_mut(32) {
         let at = rng.next() as usize % block.len();
-        block[at] = if rng.next() % 2 == 0 { 127.0 } else { -127.0 };
+        block[at] = if rng.next().is_multiple_of(2) { 127.0 } else { -127.0 };
     }
     x
 }

@@ -14,6 +14,7 @@ use super::{Kernels, TILE_TOKENS, Tile, TileFn, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
 
+pub(super) use blocks::{add_scaled, half_scales};
 pub(super) use float::{axpy_f16, axpy_f32, dot_f16, dot_f32, f32_to_f16};
 
 pub(super) static KERNELS: Kernels =
