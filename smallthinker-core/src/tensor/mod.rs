@@ -1,5 +1,10 @@
 //! Weight types: how many bytes a block takes, and conversion from and to `f32`.
 
+pub(crate) mod block;
+mod dequantize;
 mod dtype;
+mod quantize;
 
+pub use dequantize::dequantize;
 pub use dtype::DType;
+pub use quantize::quantize;

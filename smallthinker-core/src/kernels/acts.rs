@@ -1,0 +1,140 @@
+//! Activations: the vectors that weights are multiplied with, as `f32` and, for quantized weights, as 8-bit
+//! blocks. One block format serves every weight type.
+
+use super::Kernels;
+use crate::error::{Error, Result};
+
+/// Elements of one activation group, the unit in which the quantized kernels walk a row.
+pub(crate) const GROUP: usize = 256;
+
+/// 256 quantized activations: element `i` is `scale[i / 32] * q[i]`.
+///
+/// Values are in -127..=127 (never -128: the kernels negate them). `sums` holds the sum of each 16 values, so
+/// that the constant offsets and minima of weight types cost one product per block instead of one per element.
+/// A block with a value that isn't finite has scale NaN and zero values, so that its products are NaN.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub struct ActGroup {
+    pub(crate) q: [i8; GROUP],
+    pub(crate) sums: [i16; GROUP / 16],
+    pub(crate) scale: [f32; GROUP / 32],
+}
+
+impl ActGroup {
+    pub(crate) const ZERO: ActGroup =
+        ActGroup { q: [0; GROUP], sums: [0; GROUP / 16], scale: [0.0; GROUP / 32] };
+}
+
+/// A batch of activation vectors with reusable buffers: `n` tokens of `cols` elements. Buffers only grow.
+#[derive(Debug, Default)]
+pub struct Acts {
+    tokens: usize,
+    cols: usize,
+    groups_per_row: usize,
+    values: Vec<f32>,
+    groups: Vec<ActGroup>,
+}
+
+/// One vector of an [`Acts`].
+#[derive(Debug, Clone, Copy)]
+pub struct ActRow<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) groups: &'a [ActGroup],
+}
+
+/// 32 quantized activations of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActBlock<'a> {
+    /// The integers, in -127..=127.
+    pub q: &'a [i8; 32],
+    /// What one integer step is worth; NaN if an input of the block was not finite.
+    pub scale: f32,
+    /// Sums of the first and the last 16 integers.
+    pub sums: [i16; 2],
+}
+
+impl Acts {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over `values` (`[tokens][cols]`, row by row).
+    ///
+    /// With `quantized` also makes the 8-bit blocks that quantized weights need, if `cols` is a multiple of 32
+    /// (otherwise only the `f32` side exists, which is all that float weights need). Values that are not
+    /// finite are allowed and make the products that they take part in NaN.
+    ///
+    /// Errors: [`Error::Internal`] if `values` is not a whole number of rows.
+    pub fn set(&mut self, kernels: &Kernels, values: &[f32], cols: usize, quantized: bool) -> Result<()> {
+        // Zero divides only zero, which is what is wanted here.
+        if !values.len().is_multiple_of(cols) {
+            return Err(Error::Internal {
+                message: format!("activations: {} values are not rows of {cols}", values.len()),
+            });
+        }
+        self.tokens = values.len().checked_div(cols).unwrap_or(0);
+        self.cols = cols;
+        self.values.clear();
+        self.values.extend_from_slice(values);
+        self.groups_per_row = 0;
+        if quantized && cols > 0 && cols.is_multiple_of(32) {
+            let per_row = cols.div_ceil(GROUP);
+            // No clear: `quantize_acts` rewrites every group that it covers, padding included.
+            self.groups.resize(self.tokens * per_row, ActGroup::ZERO);
+            for (row, groups) in values.chunks_exact(cols).zip(self.groups.chunks_exact_mut(per_row)) {
+                kernels.quantize_acts(row, groups)?;
+            }
+            self.groups_per_row = per_row;
+        }
+        Ok(())
+    }
+
+    /// Number of vectors.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Elements of each vector.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether the 8-bit side exists.
+    pub fn is_quantized(&self) -> bool {
+        self.groups_per_row > 0
+    }
+
+    /// Vector number `token`; an empty row if there is none.
+    pub fn row(&self, token: usize) -> ActRow<'_> {
+        let part = |width: usize| token.checked_mul(width).zip((token + 1).checked_mul(width));
+        let values = part(self.cols).and_then(|(a, b)| self.values.get(a..b));
+        let groups = part(self.groups_per_row).and_then(|(a, b)| self.groups.get(a..b));
+        ActRow { values: values.unwrap_or(&[]), groups: groups.unwrap_or(&[]) }
+    }
+}
+
+impl<'a> ActRow<'a> {
+    pub(crate) const EMPTY: ActRow<'static> = ActRow { values: &[], groups: &[] };
+
+    /// The vector in `f32`.
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    /// Number of 8-bit blocks of 32 elements; 0 if the row has no 8-bit side.
+    pub fn block_count(&self) -> usize {
+        if self.groups.is_empty() { 0 } else { self.values.len() / 32 }
+    }
+
+    /// 8-bit block number `i`, if the row has it.
+    pub fn block(&self, i: usize) -> Option<ActBlock<'a>> {
+        if i >= self.block_count() {
+            return None;
+        }
+        let group = self.groups.get(i / 8)?;
+        let q = group.q.as_chunks().0.get(i % 8)?;
+        let sums = *group.sums.as_chunks().0.get(i % 8)?;
+        Some(ActBlock { q, scale: *group.scale.get(i % 8)?, sums })
+    }
+}
