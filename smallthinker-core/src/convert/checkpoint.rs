@@ -37,7 +37,8 @@ impl Checkpoint {
     pub(super) fn open(dir: &Path) -> Result<Checkpoint> {
         let index_path = dir.join(INDEX_FILE);
         if !index_path.exists() {
-            let mut checkpoint = Checkpoint { source: Source::open(&dir.join(SINGLE_FILE))?, tensors: HashMap::new() };
+            let mut checkpoint =
+                Checkpoint { source: Source::open(&dir.join(SINGLE_FILE))?, tensors: HashMap::new() };
             checkpoint.read_header(0)?;
             return Ok(checkpoint);
         }
@@ -88,7 +89,12 @@ impl Checkpoint {
         let data_len = metadata.data_len() as u64;
         if data_len > len - data {
             let allowed = format!("at most the {} bytes after the header", len - data);
-            return Err(Error::malformed(&path, "data_offsets", format!("{data_len} bytes of data"), allowed));
+            return Err(Error::malformed(
+                &path,
+                "data_offsets",
+                format!("{data_len} bytes of data"),
+                allowed,
+            ));
         }
         for (name, info) in metadata.tensors() {
             let stored = Stored {
@@ -113,7 +119,12 @@ impl Checkpoint {
     /// The tensor `name`, which must have this shape and a float type.
     pub(super) fn expect(&self, name: &str, shape: &[u64]) -> Result<&Stored> {
         let Some(stored) = self.tensors.get(name) else {
-            return Err(Error::malformed(self.source.path(0), name, "no such tensor", format!("shape {shape:?}")));
+            return Err(Error::malformed(
+                self.source.path(0),
+                name,
+                "no such tensor",
+                format!("shape {shape:?}"),
+            ));
         };
         let path = self.source.path(stored.shard);
         if stored.shape != shape {
@@ -126,6 +137,11 @@ impl Checkpoint {
         }
     }
 
+    /// The file that holds the tensor `name`.
+    pub(super) fn path_of_name(&self, name: &str) -> &Path {
+        self.source.path(self.tensors.get(name).map_or(0, |t| t.shard))
+    }
+
     /// The file that holds a tensor.
     pub(super) fn path_of(&self, tensor: &Stored) -> &Path {
         self.source.path(tensor.shard)
@@ -133,7 +149,13 @@ impl Checkpoint {
 
     /// Reads elements `start..start + out.len()` of a tensor that [`expect`](Checkpoint::expect) returned;
     /// `bytes` is scratch space.
-    pub(super) fn read_f32(&self, t: &Stored, start: u64, out: &mut [f32], bytes: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn read_f32(
+        &self,
+        t: &Stored,
+        start: u64,
+        out: &mut [f32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
         let size = t.dtype.bitsize() / 8;
         bytes.resize(out.len() * size, 0);
         self.source.read_exact_at(t.shard, t.offset + start * size as u64, bytes)?;

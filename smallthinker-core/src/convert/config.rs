@@ -186,7 +186,8 @@ impl Config {
 fn window(json: &Object, layers: usize) -> Result<Option<u32>> {
     let rope = json.layout("rope_layout", layers)?.unwrap_or_else(|| vec![true; layers]);
     let sliding = json.layout("sliding_window_layout", layers)?.unwrap_or_else(|| vec![false; layers]);
-    let alternating = |layout: &[bool]| layout.iter().enumerate().all(|(i, &on)| on == (i % GLOBAL_PERIOD != 0));
+    let alternating =
+        |layout: &[bool]| layout.iter().enumerate().all(|(i, &on)| on == (i % GLOBAL_PERIOD != 0));
     let all_rope = rope.iter().all(|&on| on);
     if all_rope && !sliding.contains(&true) {
         return Ok(None);
@@ -233,7 +234,8 @@ fn refuse_the_rest(json: &Object, config: &Config) -> Result<()> {
         }
     }
     // Names that other libraries use for the same numbers.
-    for (field, number) in [("num_experts_per_tok", config.active_experts), ("moe_intermediate_size", config.expert_ffn)]
+    for (field, number) in
+        [("num_experts_per_tok", config.active_experts), ("moe_intermediate_size", config.expert_ffn)]
     {
         if json.get(field).is_some() && json.u32(field, 0)? != number {
             return Err(json.wrong(field, json.get(field), number.to_string()));
@@ -252,7 +254,11 @@ fn refuse_the_rest(json: &Object, config: &Config) -> Result<()> {
         let known = HANDLED.contains(&field) || WITHOUT_EFFECT.contains(&field) || aliases.contains(&field);
         // An unknown switch that is off is one that the checkpoint does not use.
         if !known && *value != Value::Bool(false) {
-            return Err(json.refuse(field, Some(value), "no such field, null or false: its effect is not known"));
+            return Err(json.refuse(
+                field,
+                Some(value),
+                "no such field, null or false: its effect is not known",
+            ));
         }
     }
     Ok(())
