@@ -13,6 +13,9 @@ use crate::error::Result;
 /// Largest `config.json`.
 const MAX_BYTES: u64 = 16 << 20;
 
+/// Most layers: far beyond any model, and little enough to make lists of.
+const MAX_LAYERS: u32 = 10_000;
+
 /// In files with a window, every fourth layer from layer 0 is global and without RoPE; no key says otherwise.
 const GLOBAL_PERIOD: usize = 4;
 
@@ -72,7 +75,7 @@ const HANDLED: &[&str] = &[
 ];
 
 /// Fields that do not change what a loaded model computes for given tokens: where the checkpoint comes from,
-/// how it was trained, defaults of sampling, and sizes of parts that the fields of [`FIXED`] switch off.
+/// how it was trained, defaults of sampling, and sizes of parts that [`fixed_fields`] has switched off.
 const WITHOUT_EFFECT: &[&str] = &[
     "architectures",
     "auto_map",
@@ -132,6 +135,10 @@ impl Config {
             other => return Err(json.refuse("model_type", other, "\"smallthinker\"")),
         }
         let layers = json.u32("num_hidden_layers", 1)?;
+        if layers > MAX_LAYERS {
+            let allowed = format!("at most {MAX_LAYERS}");
+            return Err(json.wrong("num_hidden_layers", json.get("num_hidden_layers"), allowed));
+        }
         let config = Config {
             layers,
             hidden: json.u32("hidden_size", 1)?,
@@ -160,10 +167,10 @@ impl Config {
 
     fn check_shapes(&self, json: &Object) -> Result<()> {
         let wrong = |field: &str, allowed: String| Err(json.wrong(field, json.get(field), allowed));
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {}", self.heads));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return wrong("head_dim", "an even number: RoPE turns pairs".into());
         }
         if self.active_experts > self.experts {
@@ -228,10 +235,9 @@ fn refuse_the_rest(json: &Object, config: &Config) -> Result<()> {
             return Err(json.refuse("rope_scaling", Some(scaling), "null"));
         }
     }
-    if let Some(layout) = json.layout("moe_layer_layout", config.layers as usize)? {
-        if layout.contains(&false) {
-            return Err(json.refuse("moe_layer_layout", json.get("moe_layer_layout"), "1 in every layer"));
-        }
+    let moe_layers = json.layout("moe_layer_layout", config.layers as usize)?;
+    if moe_layers.is_some_and(|layout| layout.contains(&false)) {
+        return Err(json.refuse("moe_layer_layout", json.get("moe_layer_layout"), "1 in every layer"));
     }
     // Names that other libraries use for the same numbers.
     for (field, number) in

@@ -1,8 +1,8 @@
-//! Converts a SmallThinker checkpoint in the Hugging Face layout (`config.json`, safetensors, `tokenizer.json`)
-//! to a GGUF file that this library and mainline `llama.cpp` load.
+//! Converts a SmallThinker checkpoint in the Hugging Face layout (`config.json`, safetensors,
+//! `tokenizer.json`) to a GGUF file that this library and mainline `llama.cpp` load.
 //!
-//! [`config`] (what the model is) → [`vocab`] (tokenizer metadata) → [`checkpoint`] (where the weights lie) →
-//! [`plan`] (which tensor becomes which) → this file (reads, quantizes, writes, a few megabytes at a time).
+//! `config` (what the model is) → `checkpoint` (where the weights lie) → `plan` (which tensor becomes which)
+//! → `vocab` (tokenizer metadata) → this file (reads, quantizes, writes, a few megabytes at a time).
 
 mod checkpoint;
 mod config;
@@ -61,15 +61,16 @@ pub struct ConvertReport {
 /// Converts the checkpoint in the folder `hf_dir` to the file `out`, which appears only when it is complete.
 ///
 /// # Errors
-/// [`Error::Malformed`] or [`Error::Unsupported`], naming file and field, for a checkpoint that is damaged or that
-/// a GGUF file cannot express; [`Error::InvalidArgument`] for a type that cannot be written; [`Error::Io`];
-/// [`Error::Cancelled`].
+/// [`Error::Malformed`] or [`Error::Unsupported`], naming file and field, for a checkpoint that is damaged or
+/// that a GGUF file cannot express; [`Error::InvalidArgument`] for a type that cannot be written;
+/// [`Error::Io`]; [`Error::Cancelled`].
 pub fn convert(hf_dir: &Path, out: &Path, options: ConvertOptions<'_>) -> Result<ConvertReport> {
     let file_type = file_type(options.dtype)?;
     let config = Config::read(&hf_dir.join("config.json"))?;
-    let tokenizer = vocab::metadata(hf_dir, &config)?;
     let checkpoint = Checkpoint::open(hf_dir)?;
     let Plan { tensors, fallbacks, skipped } = plan::plan(&checkpoint, &config, options.dtype)?;
+    // After the plan, which has checked the vocabulary's size against the embedding.
+    let tokenizer = vocab::metadata(hf_dir, &config)?;
 
     let mut writer = GgufWriter::new();
     for (key, value) in model_metadata(hf_dir, &config, file_type) {
@@ -164,7 +165,7 @@ fn check_range(weights: &[f32], dtype: DType) -> Result<(), (String, String)> {
         // The others hold F16 numbers: the weights, or the scale of a block.
         _ => half::f16::MAX.to_f32(),
     };
-    match weights.iter().find(|w| !(w.abs() <= largest)) {
+    match weights.iter().find(|w| w.is_nan() || w.abs() > largest) {
         None => Ok(()),
         Some(w) => Err((format!("weight {w}"), format!("finite weights up to {largest:e} for type {dtype}"))),
     }

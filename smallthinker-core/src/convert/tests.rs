@@ -1,179 +1,17 @@
-use std::collections::BTreeMap;
+//! Conversion against checkpoints that the tests write themselves.
+
+mod fixture;
+
 use std::path::Path;
 
-use half::bf16;
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::{Value as Json, json};
 
-use super::{ConvertOptions, ConvertReport, convert};
-use crate::error::{Error, ErrorKind, Result};
+use super::{ConvertOptions, convert};
+use crate::error::{Error, ErrorKind};
 use crate::gguf::{Array, Gguf, Value};
 use crate::tensor::{DType, quantize};
-
-const LAYERS: usize = 5;
-const EXPERTS: usize = 3;
-const VOCAB: usize = 270;
-
-/// A checkpoint to be written to a folder, every part open to change.
-struct Fixture {
-    config: Json,
-    tokenizer: Json,
-    settings: Json,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    dtype: Dtype,
-}
-
-impl Fixture {
-    /// Five layers in the pattern global, window, window, window, global.
-    fn new() -> Fixture {
-        let pattern = [0, 1, 1, 1, 0];
-        let config = json!({
-            "model_type": "smallthinker", "num_hidden_layers": LAYERS, "hidden_size": 64,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "moe_ffn_hidden_size": 32,
-            "moe_num_primary_experts": EXPERTS, "moe_num_active_primary_experts": 2,
-            "moe_primary_router_apply_softmax": true, "norm_topk_prob": true, "rms_norm_eps": 1e-6,
-            "rope_theta": 1.5e6, "rope_scaling": null, "rope_layout": pattern, "sliding_window_layout": pattern,
-            "sliding_window_size": 48, "max_position_embeddings": 512, "tie_word_embeddings": false,
-            "vocab_size": VOCAB, "bos_token_id": null, "eos_token_id": [258, 257], "pad_token_id": 257,
-            "torch_dtype": "float32", "use_cache": true, "model_name": "fixture",
-        });
-        let mut fixture = Fixture {
-            config,
-            tokenizer: tokenizer(),
-            settings: json!({
-                "add_bos_token": false, "bos_token": null, "eos_token": "<|im_end|>",
-                "pad_token": {"content": "<|endoftext|>"}, "chat_template": "{{ messages }}",
-            }),
-            tensors: BTreeMap::new(),
-            dtype: Dtype::F32,
-        };
-        fixture.fill(64, 32);
-        fixture
-    }
-
-    /// Weights for this hidden size and expert size; each value follows from the tensor's name and its index.
-    fn fill(&mut self, hidden: usize, ffn: usize) {
-        self.tensors.clear();
-        self.config["hidden_size"] = hidden.into();
-        self.config["moe_ffn_hidden_size"] = ffn.into();
-        let mut add = |name: String, shape: &[usize]| {
-            let seed = name.bytes().fold(7u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
-            let value = |i: usize| {
-                let h = (seed ^ i as u32).wrapping_mul(0x9E37_79B9);
-                bf16::from_f32((h >> 8) as f32 / (1 << 24) as f32 - 0.5).to_f32() // exact in every source type
-            };
-            let data = (0..shape.iter().product()).map(value).collect();
-            self.tensors.insert(name + ".weight", (shape.to_vec(), data));
-        };
-        add("model.embed_tokens".into(), &[VOCAB, hidden]);
-        add("lm_head".into(), &[VOCAB, hidden]);
-        add("model.norm".into(), &[hidden]);
-        for i in 0..LAYERS {
-            let layer = format!("model.layers.{i}");
-            add(format!("{layer}.input_layernorm"), &[hidden]);
-            add(format!("{layer}.post_attention_layernorm"), &[hidden]);
-            add(format!("{layer}.self_attn.q_proj"), &[128, hidden]);
-            add(format!("{layer}.self_attn.k_proj"), &[64, hidden]);
-            add(format!("{layer}.self_attn.v_proj"), &[64, hidden]);
-            add(format!("{layer}.self_attn.o_proj"), &[hidden, 128]);
-            add(format!("{layer}.block_sparse_moe.primary_router"), &[EXPERTS, hidden]);
-            for e in 0..EXPERTS {
-                let expert = format!("{layer}.block_sparse_moe.experts.{e}");
-                add(format!("{expert}.gate"), &[ffn, hidden]);
-                add(format!("{expert}.up"), &[ffn, hidden]);
-                add(format!("{expert}.down"), &[hidden, ffn]);
-            }
-        }
-    }
-
-    fn safetensors(&self, names: &[&String]) -> Vec<u8> {
-        let raw: Vec<(&String, Vec<usize>, Vec<u8>)> = names
-            .iter()
-            .map(|name| {
-                let (shape, data) = &self.tensors[*name];
-                let bytes = match self.dtype {
-                    Dtype::BF16 => data.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-                    Dtype::F16 => data.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
-                    _ => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                };
-                (*name, shape.clone(), bytes)
-            })
-            .collect();
-        let views =
-            raw.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(self.dtype, s.clone(), b).unwrap()));
-        safetensors::serialize(views, None).unwrap()
-    }
-
-    fn write(&self, dir: &Path) {
-        let names: Vec<&String> = self.tensors.keys().collect();
-        std::fs::write(dir.join("model.safetensors"), self.safetensors(&names)).unwrap();
-        self.write_json(dir);
-    }
-
-    fn write_json(&self, dir: &Path) {
-        std::fs::write(dir.join("config.json"), self.config.to_string()).unwrap();
-        std::fs::write(dir.join("tokenizer.json"), self.tokenizer.to_string()).unwrap();
-        std::fs::write(dir.join("tokenizer_config.json"), self.settings.to_string()).unwrap();
-    }
-
-    /// Converts and opens the result.
-    fn convert(&self, dtype: DType) -> Result<(Gguf, ConvertReport)> {
-        let dir = tempfile::tempdir().unwrap();
-        self.write(dir.path());
-        convert_dir(dir.path(), dtype)
-    }
-
-    /// The refusal of this checkpoint, which must leave no file behind.
-    fn refusal(&self) -> Error {
-        self.convert(DType::F32).err().expect("a checkpoint that must be refused was converted")
-    }
-}
-
-fn convert_dir(dir: &Path, dtype: DType) -> Result<(Gguf, ConvertReport)> {
-    let out = dir.join("out").join("model.gguf");
-    std::fs::create_dir_all(dir.join("out")).unwrap();
-    let report = convert(dir, &out, ConvertOptions::new(dtype));
-    let files = std::fs::read_dir(dir.join("out")).unwrap().count();
-    assert_eq!(files, usize::from(report.is_ok()), "files left in the output folder");
-    let report = report?;
-    Ok((Gguf::open(&out).unwrap(), report))
-}
-
-/// A byte-level vocabulary with one merge: 256 byte tokens, "he" = 256, special tokens 257 to 259, one
-/// user-defined token 260, and nothing for the ids up to the vocabulary size.
-fn tokenizer() -> Json {
-    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-    let shifted = (0..256).filter(|&b| !printable(b)).count() as u32;
-    let alphabet = (0..256).filter(|&b| printable(b)).chain(256..256 + shifted);
-    let mut vocab = serde_json::Map::new();
-    for (id, c) in alphabet.enumerate() {
-        vocab.insert(char::from_u32(c).unwrap().to_string(), id.into());
-    }
-    vocab.insert("he".into(), 256.into());
-    let added = |id: u32, text: &str, special: bool| {
-        json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": special})
-    };
-    json!({
-        "version": "1.0",
-        "added_tokens": [
-            added(257, "<|endoftext|>", true), added(258, "<|im_end|>", true), added(259, "<|im_start|>", true),
-            added(260, "<tool>", false),
-        ],
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-             "behavior": "Isolated", "invert": false},
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-        ]},
-        "post_processor": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-        "decoder": {"type": "ByteLevel"},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-                  "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                  "vocab": vocab, "merges": [["h", "e"]]},
-    })
-}
+use fixture::{EXPERTS, Fixture, LAYERS, VOCAB, convert_dir};
 
 fn bytes_of(file: &Gguf, name: &str) -> Vec<u8> {
     let t = file.tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
@@ -354,7 +192,8 @@ fn no_window_and_sigmoid() {
 fn config_values_without_a_place_in_gguf_are_refused_by_name() {
     let sigmoid = |config: &mut Json| config["moe_primary_router_apply_softmax"] = false.into();
     let none = |_: &mut Json| {};
-    let cases: Vec<(&str, Json, fn(&mut Json))> = vec![
+    type Case = (&'static str, Json, fn(&mut Json));
+    let cases: Vec<Case> = vec![
         ("model_type", "qwen3_moe".into(), none),
         ("rope_layout", json!([0, 1, 1, 1, 1]), none),
         ("rope_layout", json!([0, 1, 1, 1]), none),
@@ -381,7 +220,7 @@ fn config_values_without_a_place_in_gguf_are_refused_by_name() {
         ("hidden_size", "64".into(), none),
         ("rms_norm_eps", (-1.0).into(), none),
         ("eos_token_id", 4000.into(), none),
-        ("vocab_size", 200.into(), none),
+        ("num_hidden_layers", u32::MAX.into(), none),
     ];
     for (field, value, also) in cases {
         let mut fixture = Fixture::new();
@@ -390,6 +229,11 @@ fn config_values_without_a_place_in_gguf_are_refused_by_name() {
         let error = fixture.refusal();
         assert!(matches!(error.kind(), ErrorKind::Malformed | ErrorKind::Unsupported), "{field}: {error}");
         assert!(error.to_string().contains(field), "{field} = {value}: {error}");
+    }
+    for vocab in [265, u32::MAX] {
+        let mut fixture = Fixture::new();
+        fixture.config["vocab_size"] = vocab.into();
+        assert!(fixture.refusal().to_string().contains("model.embed_tokens.weight"));
     }
     // The same values where they change nothing.
     let mut fixture = Fixture::new();

@@ -1,8 +1,8 @@
 //! The tokenizer: `tokenizer.json`, `tokenizer_config.json` and the chat template become metadata.
 //!
-//! GGUF names a pre-tokenizer instead of spelling it out, so a `tokenizer.json` that does anything else than what
-//! the name `qwen2` stands for is refused by field. (The NFC normalization of Qwen2 has no place in GGUF; text
-//! that is not NFC tokenizes differently there, as in every engine that reads such files.)
+//! GGUF names a pre-tokenizer instead of spelling it out, so a `tokenizer.json` that does anything else than
+//! what the name `qwen2` stands for is refused by field. (The NFC normalization of Qwen2 has no place in
+//! GGUF; text that is not NFC tokenizes differently there, as in every engine that reads such files.)
 
 use std::collections::HashMap;
 use std::path::Path;
