@@ -15,7 +15,6 @@
 //! # Ok::<(), smallthinker_core::Error>(())
 //! ```
 
-pub mod chat;
 mod error;
 
 mod arena;
@@ -38,6 +37,8 @@ mod model;
 pub mod chat;
 pub mod sample;
 mod session;
+
+pub mod convert;
 
 pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};

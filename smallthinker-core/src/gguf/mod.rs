@@ -4,9 +4,9 @@
 //! length, dimension, offset and alignment is checked against the size of the file before anything is
 //! allocated for it, and every refusal names the field. Opening reads the header only, never the weights.
 //!
-//! File order: [`cursor`] (bounded reads) → [`value`] (metadata values) → [`tensor_info`] (directory) →
-//! [`header`] (one file) → this file (shards) → [`getters`] (typed access);
-//! [`writer`] goes the other way.
+//! File order: `cursor` (bounded reads) → `value` (metadata values) → `tensor_info` (directory) →
+//! `header` (one file) → this file (shards) → `getters` (typed access);
+//! `writer` goes the other way.
 
 mod cursor;
 mod getters;

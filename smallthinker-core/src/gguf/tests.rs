@@ -233,7 +233,7 @@ proptest! {
     /// Whatever bytes change, the result is a value, and what is accepted lies inside the file.
     #[test]
     fn mutated_files_never_panic(
-        edits in prop::collection::vec((0..GOLDEN.len(), prop_oneof![any::<u8>(), Just(0), Just(0xff)]), 1..8),
+        edits in prop::collection::vec((0..GOLDEN.len(), prop_oneof![any::<u8>(), Just(0)]), 1..8),
         cut in 0..GOLDEN.len() * 4,
     ) {
         let mut bytes = GOLDEN.to_vec();

@@ -62,7 +62,7 @@ impl GgufWriter {
         Ok(())
     }
 
-    /// Declares the next tensor; `dims[0]` is the length of a row. Its data follows in the order of declaration.
+    /// Declares the next tensor; `dims[0]` is the length of a row. Data follows in the order of declaration.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the name is empty or there already, or if the shape is not one to four
@@ -137,8 +137,8 @@ impl GgufWriter {
     }
 }
 
-/// Receives the data of the declared tensors, in their order. Dropped before [`finish`](TensorStream::finish),
-/// it leaves nothing behind.
+/// Receives the data of the declared tensors, in their order. Dropped before
+/// [`finish`](TensorStream::finish), it leaves nothing behind.
 #[derive(Debug)]
 pub struct TensorStream {
     path: PathBuf,
@@ -156,7 +156,7 @@ impl TensorStream {
     /// next tensor is current.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the bytes reach beyond the tensor, [`Error::Io`] if they cannot be written.
+    /// [`Error::InvalidArgument`] if the bytes reach beyond the tensor, [`Error::Io`] if writing fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let room = self.sizes.get(self.current).map_or(0, |size| size - self.written);
         if bytes.len() as u64 > room {
