@@ -1,6 +1,7 @@
 //! Conversations to tokens: the model's chat template, rendered by a sandboxed engine, and an encoding in
 //! which what a message says can never become a control token.
 
+mod check;
 mod encode;
 mod json;
 mod template;

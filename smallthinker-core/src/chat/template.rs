@@ -1,6 +1,7 @@
 //! Rendering of chat templates (Jinja sources from model files) as Hugging Face transformers does, without
 //! trust in the source: a template can compute text and nothing else. It sees no files and no environment;
-//! its steps, its recursion and its output are limited.
+//! its size, its steps, its recursion and its output are limited. The engine has no limit on memory in
+//! use: a template made for it could still double a string many times over within its steps.
 
 use std::fmt;
 use std::io;
@@ -8,6 +9,7 @@ use std::io;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
 
+use super::check::check_source;
 use super::{Message, json};
 use crate::error::{Error, Result};
 
@@ -26,8 +28,6 @@ const FUEL_MAX: u64 = 500_000;
 const RECURSION: usize = 64;
 /// Bytes of output beyond those of the messages.
 const OUTPUT: usize = 1 << 20;
-/// Bytes of source; published templates have up to some tens of thousands.
-const SOURCE: usize = 256 << 10;
 /// Expressions and values nested by a hostile template are handled recursively, one stack frame a level.
 /// With this much stack (reserved, not used up) the limits on source and instructions are reached first.
 const STACK: usize = 256 << 20;
@@ -48,8 +48,10 @@ impl ChatTemplate {
     /// Parses a template.
     ///
     /// # Errors
-    /// [`Error::Template`] with the engine's message and the line, if the source is not valid Jinja.
+    /// [`Error::Template`] with the engine's message and the line, if the source is not valid Jinja, too
+    /// long, or multiplies with `*`.
     pub fn new(source: &str) -> Result<Self> {
+        check_source(source)?;
         let mut environment = Environment::new();
         // As transformers sets them.
         environment.set_trim_blocks(true);
@@ -57,6 +59,11 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_recursion_limit(RECURSION);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        // Built-ins whose result can be far larger than what they are given.
+        for filter in ["batch", "format", "indent", "pprint", "slice"] {
+            environment.remove_filter(filter);
+        }
+        environment.remove_global("debug");
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -64,10 +71,6 @@ impl ChatTemplate {
             let indent: Option<usize> = options.get("indent")?;
             json::to_json(&value, indent)
         });
-        if source.len() > SOURCE {
-            let message = format!("found {} bytes of source, allowed: at most {SOURCE}", source.len());
-            return Err(Error::Template { message });
-        }
         on_large_stack(|| environment.add_template_owned(NAME, source.to_owned()))?
             .map_err(|e| template_error(&e))?;
         Ok(ChatTemplate { environment, source: source.to_owned() })

@@ -131,17 +131,20 @@ pub(super) fn bpe_model(spec: &TokenizerSpec, kinds: &[Kind], path: &Path) -> Re
         else {
             return malformed(format!("{merge:?}"), "two tokens separated by one space");
         };
-        let product = format!("{left}{right}");
-        if let Some(unknown) = [left, right, &product].into_iter().find(|t| !vocab.contains_key(*t)) {
-            return malformed(format!("{unknown:?} in {merge:?}"), "text tokens of tokenizer.ggml.tokens");
-        }
         if !pairs.insert(merge) {
             return malformed(format!("{merge:?} again"), "distinct merges");
         }
         merges.push((left.to_owned(), right.to_owned()));
     }
-    bpe::BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .build()
-        .map_err(|e| Error::malformed(path, MERGES, e, "merges of text tokens"))
+    bpe::BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| {
+        // The builder refuses a merge of unknown tokens; which one is worth finding out only now.
+        let known = |t: &str| seen.get(t).is_some_and(|&id| kinds[id] != Kind::Control);
+        let bad = spec.merges.iter().enumerate().find(|(_, merge)| {
+            let (left, right) = merge.split_once(' ').unwrap_or_default();
+            !(known(left) && known(right) && known(&format!("{left}{right}")))
+        });
+        let (field, merge) = bad.map_or((MERGES.to_owned(), ""), |(i, m)| (format!("{MERGES}[{i}]"), m));
+        let allowed = "merges of text tokens into a text token of tokenizer.ggml.tokens";
+        Error::malformed(path, field, format!("{merge:?} ({e})"), allowed)
+    })
 }
