@@ -23,7 +23,9 @@ mod tests {
     /// Published test vectors of FNV-1a.
     #[test]
     fn known_values() {
-        for (text, hash) in [("", 0xcbf2_9ce4_8422_2325), ("a", 0xaf63_dc4c_8601_ec8c), ("foobar", 0x8594_4171_f739_67e8)] {
+        for (text, hash) in
+            [("", 0xcbf2_9ce4_8422_2325), ("a", 0xaf63_dc4c_8601_ec8c), ("foobar", 0x8594_4171_f739_67e8)]
+        {
             let mut fnv = super::Fnv::new();
             fnv.update(text.as_bytes());
             assert_eq!(fnv.value(), hash);

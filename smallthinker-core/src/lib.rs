@@ -44,7 +44,9 @@ pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};
 pub use experts::ExpertStats;
 pub use forward::kv_cache::KvType;
-pub use model::{Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress, parse_bytes};
+pub use model::{
+    Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress, parse_bytes,
+};
 pub use sample::{SamplingParams, TokenLogprobs};
 pub use session::{
     CancelFlag, Completion, FinishReason, GenerateOptions, Generation, GenerationStats, Generator, Piece,

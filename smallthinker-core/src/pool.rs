@@ -262,7 +262,10 @@ mod tests {
                     })
                     .unwrap();
                 }
-                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 50), "{threads} threads, {count} tasks");
+                assert!(
+                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 50),
+                    "{threads} threads, {count} tasks"
+                );
             }
         }
     }

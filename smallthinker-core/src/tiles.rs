@@ -72,7 +72,9 @@ mod tests {
     fn tiles_cover_every_cell_once() {
         let pool = Pool::new(3).unwrap();
         let team = pool.team(&CancelFlag::new()).unwrap();
-        for (rows, width, shape) in [(1, 7, (1, 3)), (5, 8, (2, 8)), (4, 9, (3, 4)), (3, 5, (0, 0)), (0, 4, (1, 1))] {
+        for (rows, width, shape) in
+            [(1, 7, (1, 3)), (5, 8, (2, 8)), (4, 9, (3, 4)), (3, 5, (0, 0)), (0, 4, (1, 1))]
+        {
             let mut out = vec![0.0f32; rows * width];
             tiles(&team, &mut out, width, shape, &|tile| {
                 let (rows, cols) = (tile.rows.clone(), tile.cols.clone());

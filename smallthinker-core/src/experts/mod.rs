@@ -59,8 +59,7 @@ impl ExpertCache {
         readers: usize,
     ) -> Result<ExpertCache> {
         let state = State::new(slots, index.slot_bytes)?;
-        let shared =
-            Arc::new(Shared { index, source, state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared { index, source, state: Mutex::new(state), changed: Condvar::new() });
         Ok(ExpertCache { readers: Readers::start(Arc::clone(&shared), readers)?, shared })
     }
 
@@ -102,7 +101,8 @@ impl ExpertCache {
             match state.entries.get(&id) {
                 Some(Entry::Ready(slot)) => {
                     let slot = Arc::clone(slot);
-                    state.stats.stall += waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                    state.stats.stall +=
+                        waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                     return Ok(slot);
                 }
                 Some(Entry::Failed(_)) => {

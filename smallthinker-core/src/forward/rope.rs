@@ -59,7 +59,8 @@ mod tests {
         table.rotate(10_000.0, 2, &mut x);
         for (head, original) in [[1.0f64, 2.0, 3.0, 4.0], [0.5, -1.0, 0.0, 2.0]].into_iter().enumerate() {
             for i in 0..2 {
-                let (radius, angle) = (original[i].hypot(original[i + 2]), original[i + 2].atan2(original[i]));
+                let (radius, angle) =
+                    (original[i].hypot(original[i + 2]), original[i + 2].atan2(original[i]));
                 let turned = angle + 9.0 * 10_000f64.powf(-(i as f64) / 2.0);
                 assert!((f64::from(x[head * 4 + i]) - radius * turned.cos()).abs() < 1e-6);
                 assert!((f64::from(x[head * 4 + i + 2]) - radius * turned.sin()).abs() < 1e-6);

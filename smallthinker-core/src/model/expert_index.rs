@@ -88,9 +88,11 @@ fn layer(gguf: &Gguf, h: &Hparams, i: usize) -> Result<LayerExperts> {
     let mut at = 0;
     let mut matrix = |info: &TensorInfo, rows: usize, cols: usize| -> Result<ExpertMatrix> {
         // The directory has checked that the whole tensor lies inside the file.
-        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64)
-            .map_err(|_| Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory"))?;
-        let m = ExpertMatrix { dtype: info.dtype, rows, cols, shard: info.shard, offset: info.offset, bytes, at };
+        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64).map_err(|_| {
+            Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory")
+        })?;
+        let m =
+            ExpertMatrix { dtype: info.dtype, rows, cols, shard: info.shard, offset: info.offset, bytes, at };
         at += Arena::footprint(bytes);
         Ok(m)
     };

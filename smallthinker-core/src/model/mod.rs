@@ -249,7 +249,12 @@ impl Directory {
         // The architecture first: a file of another one should be told so, not that a key is missing.
         let architecture = gguf.require_str("general.architecture")?;
         if architecture != "smallthinker" {
-            return Err(Error::unsupported(gguf.path(), "general.architecture", architecture, "smallthinker"));
+            return Err(Error::unsupported(
+                gguf.path(),
+                "general.architecture",
+                architecture,
+                "smallthinker",
+            ));
         }
         let spec = TokenizerSpec::from_gguf(gguf)?;
         let h = Hparams::from_gguf(gguf, spec.tokens.len(), gating)?;
@@ -269,8 +274,16 @@ fn pick_kernels(name: Option<&str>) -> Result<&'static Kernels> {
 /// A tensor that the forward pass would ignore may well change the result: a bias, a norm of another variant.
 fn refuse_unknown_tensors(gguf: &Gguf, h: &Hparams) -> Result<()> {
     const LAYER_PARTS: [&str; 10] = [
-        "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate_inp",
-        "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
+        "attn_norm",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_norm",
+        "ffn_gate_inp",
+        "ffn_gate_exps",
+        "ffn_up_exps",
+        "ffn_down_exps",
     ];
     // The predictor of the sparse LM head changes speed, not the full head's logits.
     const WHOLE: [&str; 4] =
@@ -284,7 +297,12 @@ fn refuse_unknown_tensors(gguf: &Gguf, h: &Hparams) -> Result<()> {
             })
     };
     match gguf.tensors().iter().find(|t| !known(&t.name)) {
-        Some(t) => Err(Error::unsupported(gguf.path(), "tensor", &t.name, "the tensors of architecture smallthinker")),
+        Some(t) => Err(Error::unsupported(
+            gguf.path(),
+            "tensor",
+            &t.name,
+            "the tensors of architecture smallthinker",
+        )),
         None => Ok(()),
     }
 }

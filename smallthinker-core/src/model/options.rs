@@ -64,7 +64,8 @@ impl ModelOptions {
 /// # Ok::<(), smallthinker_core::Error>(())
 /// ```
 pub fn parse_bytes(text: &str) -> Result<u64> {
-    let refuse = || Error::argument("byte count", text, "a number with an optional unit, such as 8GiB or 512M");
+    let refuse =
+        || Error::argument("byte count", text, "a number with an optional unit, such as 8GiB or 512M");
     let t = text.trim();
     let split = t.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(t.len());
     let (number, unit) = t.split_at(split);

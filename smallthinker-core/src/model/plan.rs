@@ -69,7 +69,11 @@ pub(crate) fn plan(
     let mut resident = 0;
     for (name, rows, cols) in resident_shapes(h, tied) {
         let info = expect_tensor(gguf, &name, &[cols, rows])?;
-        resident += info.n_bytes.max(if name.contains("_norm") || name.contains("gate_inp") { 4 * (rows * cols) as u64 } else { 0 });
+        resident += info.n_bytes.max(if name.contains("_norm") || name.contains("gate_inp") {
+            4 * (rows * cols) as u64
+        } else {
+            0
+        });
     }
     let slot = index.slot_bytes as u64;
     let experts = h.n_layers as u64 * h.n_experts as u64;
@@ -122,7 +126,8 @@ pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize) -> u64 {
 }
 
 fn kv_full_context(h: &Hparams, kv: KvType, chunk: usize) -> u64 {
-    let positions = |window: Option<usize>| window.map_or(h.context_length, |w| (w + chunk + PAGE).min(h.context_length));
+    let positions =
+        |window: Option<usize>| window.map_or(h.context_length, |w| (w + chunk + PAGE).min(h.context_length));
     let pages: usize = h.attention.iter().map(|a| positions(a.window).div_ceil(PAGE)).sum();
     pages as u64 * KvCache::page_bytes(h, kv)
 }

@@ -140,8 +140,14 @@ fn is_vector_or_router(name: &str) -> bool {
 }
 
 fn to_usize(gguf: &Gguf, info: &TensorInfo) -> Result<usize> {
-    usize::try_from(info.n_bytes)
-        .map_err(|_| Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit this machine's address space"))
+    usize::try_from(info.n_bytes).map_err(|_| {
+        Error::unsupported(
+            gguf.path(),
+            &info.name,
+            info.n_bytes,
+            "sizes that fit this machine's address space",
+        )
+    })
 }
 
 struct Loader<'a> {

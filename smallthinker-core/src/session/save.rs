@@ -159,9 +159,12 @@ struct Input<'p> {
 impl Input<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
         self.inner.read_exact(bytes).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                Error::malformed(self.path, "file size", format!("ends after byte {}", self.at), "a complete session")
-            }
+            std::io::ErrorKind::UnexpectedEof => Error::malformed(
+                self.path,
+                "file size",
+                format!("ends after byte {}", self.at),
+                "a complete session",
+            ),
             _ => Error::io(self.path, "read session", e),
         })?;
         self.hash.update(bytes);
