@@ -1,10 +1,50 @@
 //! Runs SmallThinker Mixture-of-Experts language models on the CPU, straight from a GGUF file.
+//!
+//! The way of the data: file → [`gguf`] → [`Model`] (hyperparameters, resident weights, expert index) →
+//! forward pass (router → expert requests → attention → experts → head) → logits → [`sample`] →
+//! [`Session`] → text. A model is immutable and shared; a session is one conversation.
+//!
+//! ```no_run
+//! use smallthinker_core::{GenerateOptions, Model};
+//!
+//! let model = Model::open("model.gguf")?;
+//! let mut session = model.session()?;
+//! session.append("Once upon a time")?;
+//! let done = session.generate(GenerateOptions::max_tokens(64))?.complete()?;
+//! println!("{} ({:.1} tokens/s)", done.text, done.stats.decode_tokens_per_second());
+//! # Ok::<(), smallthinker_core::Error>(())
+//! ```
 
 mod error;
+
+mod arena;
+mod budget;
+mod hash;
+pub mod platform;
+mod pool;
+mod tiles;
+
 pub mod gguf;
-pub mod kernels;
-pub mod sample;
 pub mod tensor;
+
+pub mod kernels;
 pub mod tokenizer;
 
+mod experts;
+mod forward;
+mod model;
+
+pub mod chat;
+pub mod sample;
+mod session;
+
+pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};
+pub use experts::ExpertStats;
+pub use forward::kv_cache::KvType;
+pub use model::{Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress, parse_bytes};
+pub use sample::{SamplingParams, TokenLogprobs};
+pub use session::{
+    CancelFlag, Completion, FinishReason, GenerateOptions, Generation, GenerationStats, Generator, Piece,
+    Session,
+};

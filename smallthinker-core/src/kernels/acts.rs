@@ -90,6 +90,28 @@ impl Acts {
         Ok(())
     }
 
+    /// Takes over some vectors of `from`, in the order of `tokens`, without quantizing again.
+    ///
+    /// Errors: [`Error::Internal`] if a token is not in `from`.
+    pub fn gather(&mut self, from: &Acts, tokens: impl Iterator<Item = usize>) -> Result<()> {
+        self.tokens = 0;
+        self.cols = from.cols;
+        self.groups_per_row = from.groups_per_row;
+        self.values.clear();
+        self.groups.clear();
+        for token in tokens {
+            if token >= from.tokens {
+                let message = format!("activations: token {token} of {}", from.tokens);
+                return Err(Error::Internal { message });
+            }
+            let row = from.row(token);
+            self.values.extend_from_slice(row.values);
+            self.groups.extend_from_slice(row.groups);
+            self.tokens += 1;
+        }
+        Ok(())
+    }
+
     /// Number of vectors.
     pub fn tokens(&self) -> usize {
         self.tokens

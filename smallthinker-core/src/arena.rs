@@ -1,0 +1,111 @@
+//! Anonymous memory for weights: one mapping, huge pages requested, cut into disjoint owned slabs.
+//!
+//! Weights never live in a file mapping: a truncated file would kill the process (SIGBUS), and 4 KiB
+//! pages cost TLB misses on every row.
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::MmapMut;
+
+use crate::{Error, Result};
+
+/// Every slab starts on such a boundary: a cache line, and wide enough for any vector load.
+pub(crate) const SLAB_ALIGN: usize = 64;
+
+/// A mapping that hands out each of its bytes at most once.
+pub(crate) struct Arena {
+    map: Arc<Mapping>,
+    used: usize,
+}
+
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    /// Keeps the pages; never dereferenced after construction.
+    _map: MmapMut,
+}
+
+// SAFETY: the mapping is plain memory without thread affinity; access goes through slabs, which are disjoint.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; `Mapping` itself offers no access to the bytes.
+unsafe impl Sync for Mapping {}
+
+impl Arena {
+    /// Reserves `bytes` of zeroed memory. Pages are committed when first written.
+    pub(crate) fn new(bytes: usize, what: &str) -> Result<Arena> {
+        let refuse = || Error::Budget { what: what.to_owned(), needed: bytes as u64, available: 0 };
+        let mut map = MmapMut::map_anon(bytes.max(1)).map_err(|_| refuse())?;
+        // A refused hint costs speed, not correctness.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let base = NonNull::new(map.as_mut_ptr()).ok_or_else(refuse)?;
+        Ok(Arena { map: Arc::new(Mapping { base, len: bytes, _map: map }), used: 0 })
+    }
+
+    /// Bytes that a slab of `len` bytes takes from an arena.
+    pub(crate) const fn footprint(len: usize) -> usize {
+        len.next_multiple_of(SLAB_ALIGN)
+    }
+
+    /// Cuts the next `len` bytes off; `None` when the arena is used up.
+    pub(crate) fn take(&mut self, len: usize) -> Option<Slab> {
+        let end = self.used.checked_add(Self::footprint(len))?;
+        if end > self.map.len {
+            return None;
+        }
+        // SAFETY: used + len <= map.len, so the pointer stays inside the mapping.
+        let base = unsafe { self.map.base.add(self.used) };
+        self.used = end;
+        Some(Slab { base, len, _map: Arc::clone(&self.map) })
+    }
+}
+
+/// Exclusive owner of a range of an [`Arena`]; keeps the mapping alive.
+pub(crate) struct Slab {
+    base: NonNull<u8>,
+    len: usize,
+    _map: Arc<Mapping>,
+}
+
+// SAFETY: a slab owns its bytes alone (ranges are handed out once), like a Box<[u8]>.
+unsafe impl Send for Slab {}
+// SAFETY: shared access only reads; writing needs `&mut Slab`.
+unsafe impl Sync for Slab {}
+
+impl Deref for Slab {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is inside the live mapping, initialised (anonymous pages are zero) and owned.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Slab {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabs_are_disjoint_aligned_and_bounded() {
+        let mut arena = Arena::new(Arena::footprint(100) * 3, "test").unwrap();
+        let mut slabs: Vec<Slab> = (0..3).map(|_| arena.take(100).unwrap()).collect();
+        assert!(arena.take(1).is_none());
+        for (i, s) in slabs.iter_mut().enumerate() {
+            assert_eq!(s.as_ptr() as usize % SLAB_ALIGN, 0);
+            assert!(s.iter().all(|&b| b == 0));
+            s.fill(i as u8 + 1);
+        }
+        drop(arena);
+        for (i, s) in slabs.iter().enumerate() {
+            assert!(s.len() == 100 && s.iter().all(|&b| b == i as u8 + 1));
+        }
+    }
+}

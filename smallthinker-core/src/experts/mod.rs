@@ -1,0 +1,158 @@
+//! The expert cache: experts live in slots of one arena, shared by all layers and all sessions.
+//!
+//! With a budget above the size of the bank, the cache simply never evicts: one path for models that fit
+//! and models that don't. A slot's bytes are owned by exactly one party at a time: the free list, the
+//! reader that fills them, or the cache, which lends them out for reading. So an expert that is not fully
+//! read can't be computed with, by construction.
+
+mod policy;
+mod readers;
+mod slot;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::gguf::Source;
+use crate::model::expert_index::ExpertIndex;
+use crate::session::CancelFlag;
+use crate::{Error, Result};
+
+use readers::{Readers, Wanted};
+use slot::{Entry, State};
+pub(crate) use slot::{ExpertId, ExpertSlot};
+pub use stats::ExpertStats;
+
+/// How often a waiting thread looks at its cancel flag.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The cache. Forward passes take turns (see `Pool::team`), so at most one of them holds slots at a time
+/// and a budget of `top_k` slots can always make progress.
+pub(crate) struct ExpertCache {
+    shared: Arc<Shared>,
+    readers: Readers,
+}
+
+/// What the cache and its readers share.
+struct Shared {
+    index: ExpertIndex,
+    source: Arc<Source>,
+    state: Mutex<State>,
+    /// An entry became ready or failed.
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ExpertCache {
+    /// A cache of `slots` slots, filled by `readers` threads.
+    pub(crate) fn new(
+        index: ExpertIndex,
+        source: Arc<Source>,
+        slots: usize,
+        readers: usize,
+    ) -> Result<ExpertCache> {
+        let state = State::new(slots, index.slot_bytes)?;
+        let shared =
+            Arc::new(Shared { index, source, state: Mutex::new(state), changed: Condvar::new() });
+        Ok(ExpertCache { readers: Readers::start(Arc::clone(&shared), readers)?, shared })
+    }
+
+    pub(crate) fn index(&self) -> &ExpertIndex {
+        &self.shared.index
+    }
+
+    /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting.
+    /// The experts that are present become the last to be evicted.
+    pub(crate) fn request(&self, layer: usize, experts: impl Iterator<Item = usize>) {
+        let mut state = self.shared.lock();
+        for expert in experts {
+            self.request_one(&mut state, (layer, expert));
+        }
+    }
+
+    /// Whether the cache knows of the expert after the call: here, on its way, or failed.
+    fn request_one(&self, state: &mut State, id: ExpertId) -> bool {
+        state.policy.touch(id);
+        if let Some(entry) = state.entries.get(&id) {
+            if matches!(entry, Entry::Ready(_)) {
+                state.stats.hits += 1;
+            }
+            // A failed read keeps its entry until someone has been told why.
+            return true;
+        }
+        let Some(bytes) = state.take_slot() else { return false };
+        state.entries.insert(id, Entry::Loading);
+        state.stats.misses += 1;
+        self.readers.read(Wanted { id, bytes });
+        true
+    }
+
+    /// The expert's weights, waiting for its read if need be. It is not evicted while the `Arc` lives.
+    pub(crate) fn acquire(&self, id: ExpertId, cancel: &CancelFlag) -> Result<Arc<ExpertSlot>> {
+        let mut waiting_since = None;
+        let mut state = self.shared.lock();
+        loop {
+            match state.entries.get(&id) {
+                Some(Entry::Ready(slot)) => {
+                    let slot = Arc::clone(slot);
+                    state.stats.stall += waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                    return Ok(slot);
+                }
+                Some(Entry::Failed(_)) => {
+                    if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
+                        return Err(error);
+                    }
+                }
+                Some(Entry::Loading) => {}
+                None => {
+                    if !self.request_one(&mut state, id) && state.loading() == 0 {
+                        let message = "all expert slots are held and none is loading".into();
+                        return Err(Error::Internal { message });
+                    }
+                }
+            }
+            cancel.check()?;
+            waiting_since.get_or_insert_with(Instant::now);
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, POLL)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        }
+    }
+
+    /// Fills the cache with every expert, in file order. For a budget that holds them all.
+    pub(crate) fn preload(&self, cancel: &CancelFlag, loaded: &mut dyn FnMut(u64)) -> Result<()> {
+        for layer in 0..self.shared.index.layers.len() {
+            // One layer ahead keeps the readers busy while this thread waits.
+            for ahead in [layer, layer + 1] {
+                if ahead < self.shared.index.layers.len() {
+                    self.request(ahead, 0..self.shared.index.n_experts);
+                }
+            }
+            for expert in 0..self.shared.index.n_experts {
+                self.acquire((layer, expert), cancel)?;
+                loaded(self.shared.index.layers[layer].expert_bytes());
+            }
+        }
+        // Loading is not a generation's miss.
+        self.shared.lock().stats = ExpertStats::default();
+        Ok(())
+    }
+
+    /// Counters since the model was opened, and the present fill.
+    pub(crate) fn stats(&self) -> ExpertStats {
+        let state = self.shared.lock();
+        ExpertStats { slots: state.slots as u64, resident: state.ready() as u64, ..state.stats.clone() }
+    }
+}
+
+/// Slots per chosen expert that a cache needs at least: the experts being computed, and as many on their way.
+pub(crate) const MIN_SLOTS_PER_CHOICE: usize = 2;

@@ -1,0 +1,87 @@
+//! The threads that read experts from the file.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use super::Shared;
+use super::slot::{Entry, ExpertId, ExpertSlot};
+use crate::arena::Slab;
+use crate::{Error, Result};
+
+/// An expert to read, with the slot that it goes to.
+pub(super) struct Wanted {
+    pub(super) id: ExpertId,
+    pub(super) bytes: Slab,
+}
+
+/// A small pool of reader threads, first come, first served.
+pub(super) struct Readers {
+    queue: Option<Sender<Wanted>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Readers {
+    pub(super) fn start(shared: Arc<Shared>, count: usize) -> Result<Readers> {
+        let (queue, wanted) = channel();
+        let wanted = Arc::new(Mutex::new(wanted));
+        let mut readers = Readers { queue: Some(queue), threads: Vec::new() };
+        for i in 0..count.max(1) {
+            let (shared, wanted) = (Arc::clone(&shared), Arc::clone(&wanted));
+            let thread = std::thread::Builder::new()
+                .name(format!("smallthinker-read-{i}"))
+                .spawn(move || serve(&shared, &wanted))
+                .map_err(|e| Error::Internal { message: format!("cannot start reader thread {i}: {e}") })?;
+            readers.threads.push(thread);
+        }
+        Ok(readers)
+    }
+
+    pub(super) fn read(&self, wanted: Wanted) {
+        if let Some(queue) = &self.queue {
+            // Fails only when every reader is gone, and readers outlive the queue.
+            let _ = queue.send(wanted);
+        }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.queue = None; // ends the readers' loops once the queue is empty
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(shared: &Shared, wanted: &Mutex<Receiver<Wanted>>) {
+    loop {
+        let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Wanted { id, mut bytes }) = next else { return };
+        let result = fill(shared, id, &mut bytes);
+        let mut state = shared.lock();
+        let entry = match result {
+            Ok(read) => {
+                state.stats.bytes_read += read;
+                Entry::Ready(Arc::new(ExpertSlot::new(bytes)))
+            }
+            Err(error) => {
+                state.put_back(bytes);
+                Entry::Failed(error)
+            }
+        };
+        state.entries.insert(id, entry);
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
+fn fill(shared: &Shared, (layer, expert): ExpertId, slot: &mut [u8]) -> Result<u64> {
+    let mut read = 0;
+    for m in shared.index.layers[layer].matrices() {
+        let (shard, offset) = m.place(expert);
+        shared.source.read_exact_at(shard, offset, &mut slot[m.at..m.at + m.bytes])?;
+        read += m.bytes as u64;
+    }
+    Ok(read)
+}

@@ -1,0 +1,52 @@
+//! Embedding lookup and LM head.
+
+use crate::Result;
+use crate::forward::Pass;
+use crate::forward::linear::linear;
+use crate::kernels::Acts;
+use crate::model::weights::Embedding;
+use crate::tensor::dequantize;
+
+impl Pass<'_> {
+    /// `x` = the embedding rows of `tokens`.
+    pub(super) fn embed(&mut self, tokens: &[u32], x: &mut Vec<f32>) -> Result<()> {
+        let hidden = self.h.hidden;
+        x.resize(tokens.len() * hidden, 0.0);
+        let mut raw = Vec::new();
+        for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(hidden)) {
+            let row = token as usize;
+            match &self.weights.embedding {
+                Embedding::Tied => {
+                    let head = &self.weights.head;
+                    dequantize(head.dtype, head.rows(row, row + 1), x)?;
+                }
+                Embedding::File(info) => {
+                    let row_bytes = info.n_bytes / self.h.vocab as u64;
+                    raw.resize(row_bytes as usize, 0);
+                    self.source.read_exact_at(info.shard, info.offset + row as u64 * row_bytes, &mut raw)?;
+                    dequantize(info.dtype, &raw, x)?;
+                    self.traffic += row_bytes;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the logits of the rows of `x` (final residuals) to `logits`.
+    pub(super) fn head(
+        &mut self,
+        x: &[f32],
+        norm: &mut Vec<f32>,
+        acts: &mut Acts,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let head = &self.weights.head;
+        self.norm(x, &self.weights.output_norm, norm)?;
+        acts.set(self.kernels, norm, self.h.hidden, head.dtype.is_quantized())?;
+        let at = logits.len();
+        logits.resize(at + acts.tokens() * head.rows, 0.0);
+        linear(self.team, self.kernels, &[head], acts, &mut logits[at..])?;
+        self.traffic += head.bytes();
+        Ok(())
+    }
+}

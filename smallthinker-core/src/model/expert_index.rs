@@ -1,0 +1,112 @@
+//! Where each expert's bytes are in the file, and how they lie in a slot.
+
+use crate::arena::Arena;
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::hparams::Hparams;
+use crate::model::weights::expect_tensor;
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// One of an expert's three matrices, for all experts of a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ExpertMatrix {
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// File, offset of expert 0, bytes of one expert.
+    shard: usize,
+    offset: u64,
+    pub(crate) bytes: usize,
+    /// Offset in the slot.
+    pub(crate) at: usize,
+}
+
+impl ExpertMatrix {
+    /// Shard and byte offset of an expert's slice.
+    pub(crate) fn place(&self, expert: usize) -> (usize, u64) {
+        (self.shard, self.offset + expert as u64 * self.bytes as u64)
+    }
+}
+
+/// How the down projection is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DownLayout {
+    /// `[hidden, ffn]`: row j makes output j (mainline GGUF).
+    ByOutput,
+    /// `[ffn, hidden]`: row n is what neuron n adds to the output (the report's own engine).
+    ByNeuron,
+}
+
+/// The experts of one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LayerExperts {
+    pub(crate) gate: ExpertMatrix,
+    pub(crate) up: ExpertMatrix,
+    pub(crate) down: ExpertMatrix,
+    pub(crate) down_layout: DownLayout,
+}
+
+impl LayerExperts {
+    /// The three matrices in slot order.
+    pub(crate) fn matrices(&self) -> [&ExpertMatrix; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// Weight bytes of one expert.
+    pub(crate) fn expert_bytes(&self) -> u64 {
+        self.matrices().iter().map(|m| m.bytes as u64).sum()
+    }
+
+    fn slot_bytes(&self) -> usize {
+        self.matrices().iter().map(|m| Arena::footprint(m.bytes)).sum()
+    }
+}
+
+/// All experts of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ExpertIndex {
+    pub(crate) layers: Vec<LayerExperts>,
+    pub(crate) n_experts: usize,
+    /// Bytes of a slot that holds any expert.
+    pub(crate) slot_bytes: usize,
+}
+
+impl ExpertIndex {
+    pub(crate) fn new(gguf: &Gguf, h: &Hparams) -> Result<ExpertIndex> {
+        let layers: Vec<LayerExperts> = (0..h.n_layers).map(|i| layer(gguf, h, i)).collect::<Result<_>>()?;
+        let slot_bytes = layers.iter().map(LayerExperts::slot_bytes).max().unwrap_or(0);
+        Ok(ExpertIndex { layers, n_experts: h.n_experts, slot_bytes })
+    }
+
+    /// Bytes of all slots together when every expert is held.
+    pub(crate) fn bank_bytes(&self) -> u64 {
+        self.layers.len() as u64 * self.n_experts as u64 * self.slot_bytes as u64
+    }
+}
+
+fn layer(gguf: &Gguf, h: &Hparams, i: usize) -> Result<LayerExperts> {
+    let mut at = 0;
+    let mut matrix = |info: &TensorInfo, rows: usize, cols: usize| -> Result<ExpertMatrix> {
+        // The directory has checked that the whole tensor lies inside the file.
+        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64)
+            .map_err(|_| Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory"))?;
+        let m = ExpertMatrix { dtype: info.dtype, rows, cols, shard: info.shard, offset: info.offset, bytes, at };
+        at += Arena::footprint(bytes);
+        Ok(m)
+    };
+    let (hidden, ffn, n) = (h.hidden, h.expert_ffn, h.n_experts);
+    let name = |part: &str| format!("blk.{i}.ffn_{part}_exps.weight");
+    let gate = matrix(expect_tensor(gguf, &name("gate"), &[hidden, ffn, n])?, ffn, hidden)?;
+    let up = matrix(expect_tensor(gguf, &name("up"), &[hidden, ffn, n])?, ffn, hidden)?;
+    // When hidden == ffn the shape cannot tell the two layouts apart; mainline's is the common one.
+    let by_neuron = hidden != ffn
+        && gguf.tensor(&name("down")).is_some_and(|t| t.dims.first().is_some_and(|&d| d == hidden as u64));
+    let (down, down_layout) = if by_neuron {
+        let info = expect_tensor(gguf, &name("down"), &[hidden, ffn, n])?;
+        (matrix(info, ffn, hidden)?, DownLayout::ByNeuron)
+    } else {
+        let info = expect_tensor(gguf, &name("down"), &[ffn, hidden, n])?;
+        (matrix(info, hidden, ffn)?, DownLayout::ByOutput)
+    };
+    Ok(LayerExperts { gate, up, down, down_layout })
+}

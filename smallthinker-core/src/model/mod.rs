@@ -1,0 +1,315 @@
+//! The model: immutable, shared, thread-safe.
+
+pub(crate) mod expert_index;
+pub(crate) mod hparams;
+mod options;
+mod plan;
+pub(crate) mod weights;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::budget::{Budget, Lease};
+use crate::chat::ChatTemplate;
+use crate::experts::{ExpertCache, ExpertStats};
+use crate::forward::kv_cache::KvType;
+use crate::gguf::{Gguf, Source};
+use crate::kernels::Kernels;
+use crate::pool::Pool;
+use crate::session::Session;
+use crate::tokenizer::{Tokenizer, TokenizerSpec};
+use crate::{Error, Result};
+
+use expert_index::ExpertIndex;
+pub use hparams::{Gating, Hparams, LayerAttention};
+pub use options::{ModelOptions, Progress, parse_bytes};
+pub use plan::Plan;
+pub(crate) use plan::scratch_bytes;
+use weights::Weights;
+
+/// Threads that read experts: two keep a disk's queue filled while one waits for the other's copy.
+const READERS: usize = 2;
+
+/// A loaded model. Clones share the weights, the expert cache and the compute threads.
+///
+/// ```no_run
+/// use smallthinker_core::{GenerateOptions, Model};
+/// let model = Model::open("model.gguf")?;
+/// let mut session = model.session()?;
+/// session.append("Once upon a time")?;
+/// for piece in session.generate(GenerateOptions::default())? {
+///     print!("{}", piece?.text);
+/// }
+/// # Ok::<(), smallthinker_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Model {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    path: PathBuf,
+    name: Option<String>,
+    pub(crate) h: Hparams,
+    pub(crate) weights: Weights,
+    pub(crate) cache: ExpertCache,
+    pub(crate) source: Arc<Source>,
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) pool: Pool,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: ChatTemplate,
+    pub(crate) budget: Arc<Budget>,
+    plan: Plan,
+    /// Tells apart models whose sessions must not be mixed.
+    pub(crate) fingerprint: u64,
+    pub(crate) chunk: usize,
+    pub(crate) kv_type: KvType,
+    pub(crate) context_length: usize,
+    load_time: Duration,
+    /// What the model itself holds of the budget.
+    _lease: Lease,
+}
+
+/// The state of a model, for people and monitors.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ModelStats {
+    /// Time that opening took.
+    pub load_time: Duration,
+    /// Compute threads.
+    pub threads: usize,
+    /// Name of the kernel set in use.
+    pub kernels: &'static str,
+    /// Bytes of the budget.
+    pub budget: u64,
+    /// Bytes of the budget in use by weights, slots and sessions.
+    pub budget_used: u64,
+    /// The expert cache since the model was opened.
+    pub experts: ExpertStats,
+}
+
+impl Model {
+    /// Opens a GGUF file (any shard of a sharded one) with default options.
+    pub fn open(path: impl AsRef<Path>) -> Result<Model> {
+        Model::open_with(path, ModelOptions::default())
+    }
+
+    /// Opens a GGUF file. Weights are read into memory as far as the budget allows; the rest is read when
+    /// it is needed.
+    ///
+    /// Errors: the file can't be read, is malformed or of an unsupported kind; the budget is below the
+    /// model's floor; the load was cancelled.
+    pub fn open_with(path: impl AsRef<Path>, mut options: ModelOptions) -> Result<Model> {
+        let began = Instant::now();
+        let gguf = Gguf::open(path)?;
+        let kernels = pick_kernels(options.kernels.as_deref())?;
+        let (threads, chunk) = (options.resolved_threads()?, options.resolved_chunk()?);
+        let Directory { spec, h, index } = Directory::read(&gguf, options.gating)?;
+        refuse_unknown_tensors(&gguf, &h)?;
+        let context_length = match options.context_length {
+            None => h.context_length,
+            Some(n) if (1..=h.context_length).contains(&n) => n,
+            Some(n) => {
+                let allowed = format!("1 to {}, the model's own", h.context_length);
+                return Err(Error::argument("context_length", n, allowed));
+            }
+        };
+        let limit = options.memory_budget.unwrap_or_else(plan::default_budget);
+        let plan = plan::plan(&gguf, &h, &index, options.kv_type, chunk, limit)?;
+        warn_below_one_token(&gguf, &plan);
+        let budget = Budget::new(limit);
+        let slots = plan.expert_slots;
+        let lease = budget.lease("weights", plan.resident + plan.tokenizer + slots * plan.expert_slot)?;
+
+        let total = plan.resident + if plan.fits() { expert_bytes(&index) } else { 0 };
+        let mut done = 0;
+        let mut progress = options.progress.take();
+        let mut loaded = |bytes: u64| {
+            done += bytes;
+            if let Some(progress) = &mut progress {
+                progress(done.min(total), total);
+            }
+        };
+        let template = ChatTemplate::new(spec.chat_template.as_deref().unwrap_or(crate::chat::CHATML))?;
+        let fingerprint = fingerprint(&gguf, &h);
+        let tokenizer = Tokenizer::new(spec, gguf.path())?;
+        let weights = weights::load(&gguf, &h, &options.cancel, &mut loaded)?;
+        let source = Arc::clone(gguf.source());
+        let cache = ExpertCache::new(index, Arc::clone(&source), slots as usize, READERS)?;
+        if plan.fits() {
+            cache.preload(&options.cancel, &mut loaded)?;
+        }
+        let load_time = began.elapsed();
+        info!("{}: loaded in {load_time:?}, {threads} threads, {}", gguf.path().display(), kernels.name());
+        Ok(Model {
+            inner: Arc::new(Inner {
+                path: gguf.path().to_owned(),
+                name: gguf.get_str("general.name")?.map(str::to_owned),
+                h,
+                weights,
+                cache,
+                source,
+                kernels,
+                pool: Pool::new(threads)?,
+                tokenizer,
+                template,
+                budget,
+                plan,
+                fingerprint,
+                chunk,
+                kv_type: options.kv_type,
+                context_length,
+                load_time,
+                _lease: lease,
+            }),
+        })
+    }
+
+    /// What a file takes under these options, without loading its weights.
+    pub fn plan_for(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Plan> {
+        let gguf = Gguf::open(path)?;
+        let Directory { h, index, .. } = Directory::read(&gguf, options.gating)?;
+        let limit = options.memory_budget.unwrap_or_else(plan::default_budget);
+        plan::plan(&gguf, &h, &index, options.kv_type, options.resolved_chunk()?, limit)
+    }
+
+    /// The plan that this model was loaded with.
+    pub fn plan(&self) -> &Plan {
+        &self.inner.plan
+    }
+
+    /// A new, empty conversation.
+    pub fn session(&self) -> Result<Session> {
+        Session::new(self.clone())
+    }
+
+    /// The file (the first shard of a sharded model).
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// `general.name` of the file.
+    pub fn name(&self) -> Option<&str> {
+        self.inner.name.as_deref()
+    }
+
+    /// The model's shape.
+    pub fn hparams(&self) -> &Hparams {
+        &self.inner.h
+    }
+
+    /// Positions of a session at most.
+    pub fn context_length(&self) -> usize {
+        self.inner.context_length
+    }
+
+    /// The file's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The file's chat template.
+    pub fn chat_template(&self) -> &ChatTemplate {
+        &self.inner.template
+    }
+
+    /// Present state and counters.
+    pub fn stats(&self) -> ModelStats {
+        let m = &self.inner;
+        ModelStats {
+            load_time: m.load_time,
+            threads: m.pool.threads(),
+            kernels: m.kernels.name(),
+            budget: m.budget.limit(),
+            budget_used: m.budget.used(),
+            experts: m.cache.stats(),
+        }
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("path", &self.inner.path).field("hparams", &self.inner.h).finish()
+    }
+}
+
+/// What the file's directory says, checked.
+struct Directory {
+    spec: TokenizerSpec,
+    h: Hparams,
+    index: ExpertIndex,
+}
+
+impl Directory {
+    fn read(gguf: &Gguf, gating: Option<Gating>) -> Result<Directory> {
+        // The architecture first: a file of another one should be told so, not that a key is missing.
+        let architecture = gguf.require_str("general.architecture")?;
+        if architecture != "smallthinker" {
+            return Err(Error::unsupported(gguf.path(), "general.architecture", architecture, "smallthinker"));
+        }
+        let spec = TokenizerSpec::from_gguf(gguf)?;
+        let h = Hparams::from_gguf(gguf, spec.tokens.len(), gating)?;
+        let index = ExpertIndex::new(gguf, &h)?;
+        Ok(Directory { spec, h, index })
+    }
+}
+
+fn pick_kernels(name: Option<&str>) -> Result<&'static Kernels> {
+    let Some(name) = name else { return Ok(Kernels::detect()) };
+    Kernels::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Kernels::available().iter().map(|k| k.name()).collect();
+        Error::argument("kernels", name, format!("on this CPU: {}", names.join(", ")))
+    })
+}
+
+/// A tensor that the forward pass would ignore may well change the result: a bias, a norm of another variant.
+fn refuse_unknown_tensors(gguf: &Gguf, h: &Hparams) -> Result<()> {
+    const LAYER_PARTS: [&str; 10] = [
+        "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate_inp",
+        "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps",
+    ];
+    // The predictor of the sparse LM head changes speed, not the full head's logits.
+    const WHOLE: [&str; 4] =
+        ["token_embd.weight", "output.weight", "output_norm.weight", "lm_head_profiler.weight"];
+    let known = |name: &str| {
+        WHOLE.contains(&name)
+            || name.strip_prefix("blk.").and_then(|n| n.strip_suffix(".weight")).is_some_and(|n| {
+                n.split_once('.').is_some_and(|(layer, part)| {
+                    layer.parse::<usize>().is_ok_and(|l| l < h.n_layers) && LAYER_PARTS.contains(&part)
+                })
+            })
+    };
+    match gguf.tensors().iter().find(|t| !known(&t.name)) {
+        Some(t) => Err(Error::unsupported(gguf.path(), "tensor", &t.name, "the tensors of architecture smallthinker")),
+        None => Ok(()),
+    }
+}
+
+fn warn_below_one_token(gguf: &Gguf, plan: &Plan) {
+    if plan.expert_slots < plan.experts && plan.budget < plan.per_token {
+        warn!(
+            "{}: budget {} is below the {} bytes that one token touches: every expert is read for every token",
+            gguf.path().display(),
+            plan.budget,
+            plan.per_token
+        );
+    }
+}
+
+fn expert_bytes(index: &ExpertIndex) -> u64 {
+    index.layers.iter().map(|l| l.expert_bytes() * index.n_experts as u64).sum()
+}
+
+/// FNV-1a of shape, tensor directory and file sizes; not of the weights, which would take as long as a load.
+fn fingerprint(gguf: &Gguf, h: &Hparams) -> u64 {
+    let mut hash = crate::hash::Fnv::new();
+    hash.update(format!("{h:?} {}", gguf.file_bytes()).as_bytes());
+    for t in gguf.tensors() {
+        hash.update(format!("{} {} {:?} {} {}", t.name, t.dtype, t.dims, t.shard, t.offset).as_bytes());
+    }
+    hash.value()
+}

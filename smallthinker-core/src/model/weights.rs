@@ -1,0 +1,203 @@
+//! The resident (dense) weights: every tensor that each token needs, held in memory.
+
+use crate::arena::{Arena, Slab};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::hparams::Hparams;
+use crate::session::CancelFlag;
+use crate::tensor::{DType, dequantize};
+use crate::{Error, Result};
+
+/// A weight matrix in memory, rows in file order.
+pub(crate) struct Matrix {
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    row_bytes: usize,
+    data: Slab,
+}
+
+impl Matrix {
+    /// The bytes of rows `from..to`.
+    pub(crate) fn rows(&self, from: usize, to: usize) -> &[u8] {
+        &self.data[from * self.row_bytes..to * self.row_bytes]
+    }
+
+    /// Size in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.data.len() as u64
+    }
+}
+
+/// Resident weights of one layer.
+pub(crate) struct LayerWeights {
+    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) q: Matrix,
+    pub(crate) k: Matrix,
+    pub(crate) v: Matrix,
+    pub(crate) o: Matrix,
+    pub(crate) ffn_norm: Vec<f32>,
+    /// F32 whatever the file's type: a quantized router scrambles the top-k.
+    pub(crate) router: Matrix,
+}
+
+/// Where the rows of the embedding are.
+pub(crate) enum Embedding {
+    /// The head's own rows (tied embeddings).
+    Tied,
+    /// In the file, read row by row: an untied model needs one row per token, not a resident table.
+    File(TensorInfo),
+}
+
+/// Resident weights of the model.
+pub(crate) struct Weights {
+    pub(crate) embedding: Embedding,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) output_norm: Vec<f32>,
+    pub(crate) head: Matrix,
+}
+
+/// Names of the resident tensors with their shapes (`[rows, cols]`; norms have one row).
+pub(crate) fn resident_shapes(h: &Hparams, tied: bool) -> Vec<(String, usize, usize)> {
+    let head = if tied { "token_embd.weight" } else { "output.weight" };
+    let mut shapes = vec![("output_norm.weight".into(), 1, h.hidden), (head.into(), h.vocab, h.hidden)];
+    for i in 0..h.n_layers {
+        let mut add = |name: &str, rows, cols| shapes.push((format!("blk.{i}.{name}.weight"), rows, cols));
+        add("attn_norm", 1, h.hidden);
+        add("attn_q", h.q_dim(), h.hidden);
+        add("attn_k", h.kv_dim(), h.hidden);
+        add("attn_v", h.kv_dim(), h.hidden);
+        add("attn_output", h.hidden, h.q_dim());
+        add("ffn_norm", 1, h.hidden);
+        add("ffn_gate_inp", h.n_experts, h.hidden);
+    }
+    shapes
+}
+
+/// Finds a tensor and checks its shape, given in GGUF order (fastest first).
+pub(crate) fn expect_tensor<'g>(gguf: &'g Gguf, name: &str, dims: &[usize]) -> Result<&'g TensorInfo> {
+    let Some(info) = gguf.tensor(name) else {
+        return Err(Error::malformed(gguf.path(), name, "no such tensor", format!("a tensor of {dims:?}")));
+    };
+    // Trailing dimensions of 1 mean nothing.
+    let found: Vec<u64> = match info.dims.iter().rposition(|&d| d != 1) {
+        Some(last) => info.dims[..=last].to_vec(),
+        None => Vec::new(),
+    };
+    let wanted = match dims.iter().rposition(|&d| d != 1) {
+        Some(last) => &dims[..=last],
+        None => &[],
+    };
+    if !found.iter().copied().eq(wanted.iter().map(|&d| d as u64)) {
+        let field = format!("shape of {name}");
+        return Err(Error::malformed(gguf.path(), field, format!("{:?}", info.dims), format!("{dims:?}")));
+    }
+    Ok(info)
+}
+
+/// Reads all resident tensors. `loaded` is told the bytes of each as it arrives.
+pub(crate) fn load(
+    gguf: &Gguf,
+    h: &Hparams,
+    cancel: &CancelFlag,
+    loaded: &mut dyn FnMut(u64),
+) -> Result<Weights> {
+    let tied = gguf.tensor("output.weight").is_none();
+    let mut bytes = 0usize;
+    for (name, rows, cols) in resident_shapes(h, tied) {
+        let info = expect_tensor(gguf, &name, &[cols, rows])?;
+        let wanted = if is_vector_or_router(&name) { rows * cols * 4 } else { to_usize(gguf, info)? };
+        bytes = bytes.saturating_add(Arena::footprint(wanted));
+    }
+    let embedding = match tied {
+        true => Embedding::Tied,
+        false => Embedding::File(expect_tensor(gguf, "token_embd.weight", &[h.hidden, h.vocab])?.clone()),
+    };
+    let mut loader = Loader { gguf, arena: Arena::new(bytes, "resident weights")?, cancel, loaded };
+    let mut layers = Vec::with_capacity(h.n_layers);
+    for i in 0..h.n_layers {
+        let name = |n: &str| format!("blk.{i}.{n}.weight");
+        layers.push(LayerWeights {
+            attn_norm: loader.vector(&name("attn_norm"), h.hidden)?,
+            q: loader.matrix(&name("attn_q"), h.q_dim(), h.hidden)?,
+            k: loader.matrix(&name("attn_k"), h.kv_dim(), h.hidden)?,
+            v: loader.matrix(&name("attn_v"), h.kv_dim(), h.hidden)?,
+            o: loader.matrix(&name("attn_output"), h.hidden, h.q_dim())?,
+            ffn_norm: loader.vector(&name("ffn_norm"), h.hidden)?,
+            router: loader.matrix(&name("ffn_gate_inp"), h.n_experts, h.hidden)?,
+        });
+    }
+    let head = if tied { "token_embd.weight" } else { "output.weight" };
+    Ok(Weights {
+        embedding,
+        layers,
+        output_norm: loader.vector("output_norm.weight", h.hidden)?,
+        head: loader.matrix(head, h.vocab, h.hidden)?,
+    })
+}
+
+fn is_vector_or_router(name: &str) -> bool {
+    name.ends_with("norm.weight") || name.ends_with("ffn_gate_inp.weight")
+}
+
+fn to_usize(gguf: &Gguf, info: &TensorInfo) -> Result<usize> {
+    usize::try_from(info.n_bytes)
+        .map_err(|_| Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit this machine's address space"))
+}
+
+struct Loader<'a> {
+    gguf: &'a Gguf,
+    arena: Arena,
+    cancel: &'a CancelFlag,
+    loaded: &'a mut dyn FnMut(u64),
+}
+
+/// Bytes per read: large enough for the disk, small enough to see a cancel soon.
+const READ: usize = 16 << 20;
+
+impl Loader<'_> {
+    fn bytes(&mut self, info: &TensorInfo, out: &mut [u8]) -> Result<()> {
+        let mut offset = info.offset;
+        for piece in out.chunks_mut(READ) {
+            self.cancel.check()?;
+            self.gguf.source().read_exact_at(info.shard, offset, piece)?;
+            offset += piece.len() as u64;
+            (self.loaded)(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn slab(&mut self, len: usize) -> Result<Slab> {
+        let full = || Error::Internal { message: "resident arena is smaller than its tensors".into() };
+        self.arena.take(len).ok_or_else(full)
+    }
+
+    /// A tensor as `f32` values.
+    fn values(&mut self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>> {
+        let info = expect_tensor(self.gguf, name, &[cols, rows])?;
+        let mut raw = vec![0u8; to_usize(self.gguf, info)?];
+        self.bytes(info, &mut raw)?;
+        let mut values = vec![0.0; rows * cols];
+        dequantize(info.dtype, &raw, &mut values)?;
+        Ok(values)
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.values(name, 1, len)
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let info = expect_tensor(self.gguf, name, &[cols, rows])?;
+        if is_vector_or_router(name) {
+            let values = self.values(name, rows, cols)?;
+            let mut data = self.slab(values.len() * 4)?;
+            for (bytes, v) in data.chunks_exact_mut(4).zip(&values) {
+                bytes.copy_from_slice(&v.to_le_bytes());
+            }
+            return Ok(Matrix { dtype: DType::F32, rows, cols, row_bytes: cols * 4, data });
+        }
+        let mut data = self.slab(to_usize(self.gguf, info)?)?;
+        self.bytes(info, &mut data)?;
+        let row_bytes = data.len() / rows;
+        Ok(Matrix { dtype: info.dtype, rows, cols, row_bytes, data })
+    }
+}

@@ -1,0 +1,109 @@
+//! What the operating system says about this machine. The only file that asks it; everywhere else is
+//! portable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Compute threads to use by default: CPUs this process may run on (affinity mask and cgroup quota
+/// counted), at most one per physical core.
+pub fn default_threads() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    physical_cores().map_or(allowed, |cores| cores.clamp(1, allowed))
+}
+
+/// Physical cores of the machine, if it tells. Hyper-threads share a core's load ports, which is what decode
+/// is short of.
+fn physical_cores() -> Option<usize> {
+    let mut cores = std::collections::BTreeSet::new();
+    for entry in fs::read_dir("/sys/devices/system/cpu").ok()?.flatten() {
+        let siblings = entry.path().join("topology/thread_siblings_list");
+        if let Ok(list) = fs::read_to_string(siblings) {
+            cores.insert(list.trim().to_owned());
+        }
+    }
+    (!cores.is_empty()).then_some(cores.len())
+}
+
+/// Bytes that this process can still take: the smallest of the machine's available memory and what each
+/// enclosing cgroup (v1 and v2, every ancestor, `memory.high` too) leaves. `None` where nothing tells.
+pub fn available_memory() -> Option<u64> {
+    let machine = meminfo_available();
+    let groups = cgroup_dirs().into_iter().filter_map(|dir| cgroup_room(&dir)).min();
+    [machine, groups].into_iter().flatten().min()
+}
+
+fn meminfo_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Directories of this process's memory cgroup and of all its ancestors.
+fn cgroup_dirs() -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut dirs = Vec::new();
+    for line in text.lines() {
+        // hierarchy-ID:controller-list:path; an empty list is the v2 hierarchy
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let root = match controllers {
+            "" => "/sys/fs/cgroup",
+            c if c.split(',').any(|c| c == "memory") => "/sys/fs/cgroup/memory",
+            _ => continue,
+        };
+        let relative = path.trim_start_matches('/');
+        dirs.extend(Path::new(relative).ancestors().map(|a| Path::new(root).join(a)));
+    }
+    dirs
+}
+
+/// What a cgroup's limits leave beyond its present use; `None` if it has no limit.
+fn cgroup_room(dir: &Path) -> Option<u64> {
+    let number = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+    let limits = ["memory.max", "memory.high", "memory.limit_in_bytes"];
+    let limit = limits.into_iter().filter_map(number).min()?;
+    let used = number("memory.current").or_else(|| number("memory.usage_in_bytes")).unwrap_or(0);
+    // Clean page cache is given back before the limit bites.
+    let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let cache = stat
+        .lines()
+        .find_map(|l| l.strip_prefix("total_inactive_file ").or_else(|| l.strip_prefix("inactive_file ")))
+        .and_then(|n| n.trim().parse::<u64>().ok())
+        .unwrap_or(0);
+    Some(limit.saturating_sub(used.saturating_sub(cache)))
+}
+
+/// Largest resident set of this process so far, in bytes; `None` where the system does not tell.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_answers() {
+        assert!(default_threads() >= 1);
+        if cfg!(target_os = "linux") {
+            assert!(available_memory().unwrap() > 1 << 20);
+            assert!(peak_rss_bytes().unwrap() > 1 << 20);
+        }
+    }
+
+    #[test]
+    fn cgroup_limits_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(cgroup_room(dir.path()), None);
+        write("memory.max", "max\n");
+        assert_eq!(cgroup_room(dir.path()), None);
+        write("memory.max", "1000\n");
+        write("memory.high", "900\n");
+        write("memory.current", "500\n");
+        write("memory.stat", "anon 100\ninactive_file 200\n");
+        assert_eq!(cgroup_room(dir.path()), Some(600));
+    }
+}

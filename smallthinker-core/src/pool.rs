@@ -1,0 +1,305 @@
+//! The engine's compute threads: workers that stay hot while a token is computed.
+//!
+//! A fork-join per matrix through a general scheduler costs several microseconds, hundreds of times per
+//! token. Here publishing a job is one atomic increment that spinning workers see, and joining is one
+//! counter. Waiters spin briefly, then yield, then sleep, so that a busy neighbour on the same cores is
+//! not starved and an idle engine takes no CPU.
+//!
+//! Which thread runs which task never matters for the result: tasks write disjoint outputs, each computed
+//! in a fixed order.
+
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::session::CancelFlag;
+use crate::{Error, Result};
+
+/// Spins before the first yield: a few microseconds, the length of a typical gap between two stages.
+const SPINS: u32 = 2_000;
+/// How long a worker yields before it sleeps: longer than sampling a token takes.
+const IDLE: Duration = Duration::from_millis(2);
+
+type Task<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
+
+/// A fixed set of threads, used by one forward pass at a time.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    turn: Mutex<()>,
+}
+
+/// The job in progress. Written only while no worker reads it.
+struct Job {
+    task: Option<*const Task<'static>>,
+    count: usize,
+}
+
+struct Shared {
+    job: UnsafeCell<Job>,
+    /// Number of jobs published so far; a change tells workers to look at `job`.
+    epoch: AtomicU64,
+    /// Next task index to hand out.
+    next: AtomicUsize,
+    /// Workers that have not yet finished the current job.
+    running: AtomicUsize,
+    failed: AtomicBool,
+    failure: Mutex<Option<(usize, Error)>>,
+    stop: AtomicBool,
+    sleepers: Mutex<usize>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written by the one thread that holds the turn, before `epoch` is released and only when
+// `running` is zero; workers read it after acquiring `epoch`. The raw task pointer is used only in between.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer in `job` refers to a `Sync` closure, callable from any thread.
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// Starts `threads - 1` workers; the calling thread of each job is the last one.
+    pub(crate) fn new(threads: usize) -> Result<Pool> {
+        let shared = Arc::new(Shared {
+            job: UnsafeCell::new(Job { task: None, count: 0 }),
+            epoch: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            stop: AtomicBool::new(false),
+            sleepers: Mutex::new(0),
+            wake: Condvar::new(),
+        });
+        let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        for i in 1..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let worker = std::thread::Builder::new()
+                .name(format!("smallthinker-{i}"))
+                .spawn(move || shared.work())
+                .map_err(|e| Error::Internal { message: format!("cannot start compute thread {i}: {e}") })?;
+            pool.workers.push(worker);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that take part in a job, the caller included.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Waits for this caller's turn. One forward pass at a time uses the threads; concurrent sessions
+    /// alternate between tokens.
+    pub(crate) fn team(&self, cancel: &CancelFlag) -> Result<Team<'_>> {
+        loop {
+            match self.turn.try_lock() {
+                Ok(turn) => return Ok(Team { pool: self, _turn: turn, _one_thread: PhantomData }),
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    return Ok(Team { pool: self, _turn: poisoned.into_inner(), _one_thread: PhantomData });
+                }
+                Err(TryLockError::WouldBlock) => {
+                    cancel.check()?;
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.rouse();
+        for worker in self.workers.drain(..) {
+            // A worker catches panics of its tasks, so this cannot fail; nothing could be done if it did.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// The right to use the pool's threads until dropped.
+pub(crate) struct Team<'p> {
+    pool: &'p Pool,
+    _turn: MutexGuard<'p, ()>,
+    /// Not `Sync`: a task must not start a job inside a job.
+    _one_thread: PhantomData<Cell<()>>,
+}
+
+impl Team<'_> {
+    /// Threads that take part in a job.
+    pub(crate) fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs `task(0)`, …, `task(count - 1)`, each exactly once, on all threads, and waits for all.
+    /// Returns the error of the lowest failing index; a panic inside a task is such an error.
+    pub(crate) fn run(&self, count: usize, task: &Task<'_>) -> Result<()> {
+        if self.pool.workers.is_empty() || count <= 1 {
+            return (0..count).try_for_each(|i| guarded(task, i, count));
+        }
+        let shared = &*self.pool.shared;
+        // SAFETY: erases the lifetime only; this function does not return before every worker is done
+        // with the pointer (`running` is zero).
+        let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
+        // SAFETY: `&self` holds the turn and `running` is zero, so nobody reads the job now.
+        unsafe { *shared.job.get() = Job { task: Some(erased), count } };
+        shared.next.store(0, Ordering::Relaxed);
+        shared.running.store(self.pool.workers.len(), Ordering::Relaxed);
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        shared.rouse();
+        shared.drain(task, count);
+        let mut spins = 0;
+        while shared.running.load(Ordering::Acquire) != 0 {
+            pause(&mut spins);
+        }
+        if shared.failed.swap(false, Ordering::AcqRel) {
+            let failure = lock(&shared.failure).take();
+            return Err(failure.map_or(Error::Internal { message: "a task failed".into() }, |(_, e)| e));
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut seen = 0;
+        while let Some(epoch) = self.await_job(seen) {
+            seen = epoch;
+            // SAFETY: the acquire load of `epoch` saw this job's release; the publisher does not write
+            // again before `running` is zero, which needs this worker's decrement below.
+            let (task, count) = unsafe { ((*self.job.get()).task, (*self.job.get()).count) };
+            if let Some(task) = task {
+                // SAFETY: the publisher keeps the closure alive until `running` is zero.
+                self.drain(unsafe { &*task }, count);
+            }
+            self.running.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// The number of the next job after `seen`, or `None` when the pool closes.
+    fn await_job(&self, seen: u64) -> Option<u64> {
+        let mut spins = 0;
+        let mut since = None;
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return None;
+            }
+            let epoch = self.epoch.load(Ordering::SeqCst);
+            if epoch != seen {
+                return Some(epoch);
+            }
+            pause(&mut spins);
+            if spins > SPINS && since.get_or_insert_with(Instant::now).elapsed() > IDLE {
+                let mut sleepers = lock(&self.sleepers);
+                *sleepers += 1;
+                while self.epoch.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::Acquire) {
+                    sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+                }
+                *sleepers -= 1;
+                since = None;
+                spins = 0;
+            }
+        }
+    }
+
+    /// Wakes sleeping workers. The lock orders this after a worker's last look at `epoch`, so none sleeps
+    /// through a job.
+    fn rouse(&self) {
+        if *lock(&self.sleepers) > 0 {
+            self.wake.notify_all();
+        }
+    }
+
+    fn drain(&self, task: &Task<'_>, count: usize) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                return;
+            }
+            if let Err(error) = guarded(task, i, count) {
+                let mut failure = lock(&self.failure);
+                if failure.as_ref().is_none_or(|(at, _)| i < *at) {
+                    *failure = Some((i, error));
+                }
+                self.failed.store(true, Ordering::Release);
+            }
+        }
+    }
+}
+
+fn guarded(task: &Task<'_>, i: usize, count: usize) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| task(i)))
+        .unwrap_or_else(|_| Err(Error::Internal { message: format!("task {i} of {count} panicked") }))
+}
+
+fn pause(spins: &mut u32) {
+    *spins = spins.saturating_add(1);
+    if *spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_for_any_thread_count() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            let team = pool.team(&CancelFlag::new()).unwrap();
+            for count in [0, 1, 2, 7, 100] {
+                let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                for _ in 0..50 {
+                    team.run(count, &|i| {
+                        hits[i].fetch_add(1, Ordering::Relaxed);
+                        Ok(())
+                    })
+                    .unwrap();
+                }
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 50), "{threads} threads, {count} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn wakes_after_sleep() {
+        let pool = Pool::new(2).unwrap();
+        let team = pool.team(&CancelFlag::new()).unwrap();
+        for _ in 0..3 {
+            std::thread::sleep(IDLE * 5);
+            let sum = AtomicUsize::new(0);
+            team.run(64, &|i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(sum.into_inner(), 2016);
+        }
+    }
+
+    #[test]
+    fn lowest_error_wins_and_a_panic_is_an_error() {
+        let pool = Pool::new(3).unwrap();
+        let team = pool.team(&CancelFlag::new()).unwrap();
+        let fail = |i: usize| if i >= 5 { Err(Error::NotFinite { layer: i, what: "x" }) } else { Ok(()) };
+        assert!(matches!(team.run(20, &fail), Err(Error::NotFinite { layer: 5, .. })));
+        let error = team.run(4, &|i| if i == 2 { panic!("boom") } else { Ok(()) }).unwrap_err();
+        assert!(error.to_string().contains("task 2 of 4 panicked"), "{error}");
+        team.run(4, &|_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn waiting_for_a_turn_can_be_cancelled() {
+        let pool = Pool::new(1).unwrap();
+        let cancel = CancelFlag::new();
+        let _held = pool.team(&cancel).unwrap();
+        cancel.cancel();
+        assert!(matches!(pool.team(&cancel), Err(Error::Cancelled)));
+    }
+}

@@ -1,0 +1,62 @@
+//! How fast a generation was, and why.
+
+use std::time::Duration;
+
+use crate::experts::ExpertStats;
+
+/// Figures of one generation. Prefill is the evaluation of the prompt; decode is everything after the
+/// first token.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct GenerationStats {
+    /// Tokens of the conversation before the generation.
+    pub prompt_tokens: usize,
+    /// Of these, already evaluated earlier.
+    pub cached_tokens: usize,
+    /// Tokens generated (the stop token not counted).
+    pub generated_tokens: usize,
+    /// Time to evaluate the prompt.
+    pub prefill_time: Duration,
+    /// Time from the first token to the last.
+    pub decode_time: Duration,
+    /// Time from the start of the generation to its first token.
+    pub time_to_first_token: Duration,
+    /// Tokens evaluated during decode.
+    pub decode_steps: usize,
+    /// Weight bytes that decode streamed through the kernels.
+    pub decode_weight_bytes: u64,
+    /// What the expert cache did meanwhile (for all sessions of the model).
+    pub experts: ExpertStats,
+    /// Kernel set in use.
+    pub kernels: &'static str,
+    /// Compute threads.
+    pub threads: usize,
+    /// The seed that reproduces the text.
+    pub seed: u64,
+}
+
+impl GenerationStats {
+    /// Prompt tokens evaluated per second; 0 if none were.
+    pub fn prefill_tokens_per_second(&self) -> f64 {
+        rate((self.prompt_tokens - self.cached_tokens.min(self.prompt_tokens)) as f64, self.prefill_time)
+    }
+
+    /// Tokens generated per second after the first; 0 if there was only one.
+    pub fn decode_tokens_per_second(&self) -> f64 {
+        rate(self.decode_steps as f64, self.decode_time)
+    }
+
+    /// Weight bytes streamed per decoded token.
+    pub fn bytes_per_token(&self) -> u64 {
+        self.decode_weight_bytes.checked_div(self.decode_steps as u64).unwrap_or(0)
+    }
+
+    /// Bytes of weights per second during decode: compare with the machine's read bandwidth.
+    pub fn bandwidth(&self) -> f64 {
+        rate(self.decode_weight_bytes as f64, self.decode_time)
+    }
+}
+
+fn rate(amount: f64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { amount / time.as_secs_f64() }
+}

@@ -1,0 +1,222 @@
+//! One conversation: tokens so far, their KV cache, and generation from them.
+
+mod cancel;
+mod generate;
+mod metrics;
+mod save;
+
+use std::path::Path;
+
+use crate::budget::Lease;
+use crate::chat::Message;
+use crate::forward::kv_cache::KvCache;
+use crate::forward::{Pass, Scratch, Want};
+use crate::model::{Model, scratch_bytes};
+use crate::tokenizer::Specials;
+use crate::{Error, Result};
+
+pub use cancel::CancelFlag;
+pub use generate::{Completion, FinishReason, GenerateOptions, Generation, Generator, Piece};
+pub use metrics::GenerationStats;
+
+/// A conversation with a model. Used by one thread at a time; any number of sessions share a model.
+///
+/// Appending only notes tokens; they are evaluated by the next generation (or [`evaluate`](Self::evaluate)).
+pub struct Session {
+    model: Model,
+    /// The text so far. The first `kv.len()` tokens are evaluated.
+    tokens: Vec<u32>,
+    kv: KvCache,
+    scratch: Scratch,
+    logits: Vec<f32>,
+    cancel: CancelFlag,
+    _lease: Lease,
+}
+
+/// What evaluating tokens took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Evaluated {
+    pub(crate) tokens: usize,
+    pub(crate) weight_bytes: u64,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model) -> Result<Session> {
+        let m = &model.inner;
+        let lease = m.budget.lease("session buffers", scratch_bytes(&m.h, m.chunk))?;
+        let kv = KvCache::new(&m.h, m.kv_type, m.chunk, m.budget.clone());
+        Ok(Session {
+            tokens: Vec::new(),
+            kv,
+            scratch: Scratch::default(),
+            logits: Vec::new(),
+            cancel: CancelFlag::new(),
+            _lease: lease,
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens so far, prompts and generated ones.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Stops a generation or evaluation in progress, from any thread, within one layer's time.
+    pub fn cancel_flag(&self) -> CancelFlag {
+        self.cancel.clone()
+    }
+
+    /// Adds text. Special tokens written in it stay ordinary text.
+    ///
+    /// Errors: [`Error::ContextOverflow`] if the conversation would not fit; nothing is added then.
+    pub fn append(&mut self, text: &str) -> Result<()> {
+        let tokens = self.model.tokenizer().encode(text, Specials::Text)?;
+        self.append_tokens(&tokens)
+    }
+
+    /// Adds tokens. At the start of a conversation BOS goes before them, if the model wants one.
+    ///
+    /// Errors: as [`append`](Self::append); a token id outside the vocabulary.
+    pub fn append_tokens(&mut self, tokens: &[u32]) -> Result<()> {
+        Pass::check_tokens(self.model.hparams(), tokens)?;
+        let tokenizer = self.model.tokenizer();
+        let bos = tokenizer.bos().filter(|_| self.tokens.is_empty() && tokenizer.add_bos());
+        let bos = bos.filter(|bos| tokens.first() != Some(bos));
+        self.check_room(self.tokens.len() + tokens.len() + usize::from(bos.is_some()))?;
+        self.tokens.extend(bos);
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// Makes the conversation `messages`, rendered by the model's chat template and ready for the
+    /// assistant's turn. What it shares with the conversation so far is not evaluated again.
+    ///
+    /// Text of messages never becomes a special token, so it can't forge a turn.
+    pub fn set_chat(&mut self, messages: &[Message]) -> Result<()> {
+        let tokens = self.model.chat_template().encode_chat(self.model.tokenizer(), messages, true)?;
+        Pass::check_tokens(self.model.hparams(), &tokens)?;
+        self.check_room(tokens.len())?;
+        let shared = self.tokens.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        self.rewind(shared)?;
+        self.tokens.extend_from_slice(&tokens[shared..]);
+        Ok(())
+    }
+
+    /// Goes back to the first `position` tokens.
+    ///
+    /// If window layers no longer hold what that position sees, the text is evaluated again when needed: the
+    /// continuation is always that of the shorter text.
+    pub fn rewind(&mut self, position: usize) -> Result<()> {
+        if position > self.tokens.len() {
+            let allowed = format!("0 to {}, the tokens so far", self.tokens.len());
+            return Err(Error::argument("position", position, allowed));
+        }
+        self.tokens.truncate(position);
+        self.kv.truncate(position);
+        Ok(())
+    }
+
+    /// A second conversation with the same past. Memory is shared until one of them goes on.
+    pub fn fork(&self) -> Result<Session> {
+        let mut fork = Session::new(self.model.clone())?;
+        fork.tokens.clone_from(&self.tokens);
+        fork.kv = self.kv.clone();
+        Ok(fork)
+    }
+
+    /// Evaluates the tokens that were appended since the last evaluation, so that a later generation
+    /// starts at once.
+    pub fn evaluate(&mut self) -> Result<()> {
+        self.cancel.reset();
+        self.evaluate_pending(Want::None).map(|_| ())
+    }
+
+    /// Logits after every position of the conversation so far: `[tokens][vocab]`, in one vector.
+    /// Always the full head. Evaluates the whole conversation again.
+    pub fn logits(&mut self) -> Result<Vec<f32>> {
+        self.cancel.reset();
+        self.kv.truncate(0);
+        self.evaluate_pending(Want::All)?;
+        Ok(std::mem::take(&mut self.logits))
+    }
+
+    /// Writes the conversation and its KV cache to a file; the file appears when it is complete.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        save::save(self, path.as_ref())
+    }
+
+    /// Reads a conversation written by [`save`](Self::save) with the same model file and KV type.
+    pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Session> {
+        save::load(model, path.as_ref())
+    }
+
+    /// Starts a generation; iterate over it to get the text.
+    ///
+    /// Errors: options outside their range; no text to continue; no room left in the context.
+    pub fn generate(&mut self, options: GenerateOptions) -> Result<Generation<'_>> {
+        let generator = self.start(options)?;
+        Ok(Generation::new(self, generator))
+    }
+
+    /// As [`generate`](Self::generate), for callers that can't keep a borrow of the session (bindings):
+    /// the generator's `step` takes the session each time.
+    pub fn start(&mut self, options: GenerateOptions) -> Result<Generator> {
+        if self.tokens.is_empty() {
+            return Err(Error::argument("prompt", "no tokens", "at least one token to continue"));
+        }
+        self.cancel.reset();
+        Generator::new(self, options)
+    }
+
+    fn check_room(&self, tokens: usize) -> Result<()> {
+        // One position more than the prompt: a full context could not answer.
+        let limit = self.model.context_length();
+        if tokens >= limit {
+            return Err(Error::ContextOverflow { needed: tokens + 1, limit });
+        }
+        Ok(())
+    }
+
+    /// Evaluates what is pending, in chunks; `logits` then holds what `want` asks for.
+    fn evaluate_pending(&mut self, want: Want) -> Result<Evaluated> {
+        let m = &self.model.inner;
+        let pending = self.tokens.get(self.kv.len()..).unwrap_or(&[]);
+        let mut done = Evaluated { tokens: pending.len(), weight_bytes: 0 };
+        self.logits.clear();
+        let chunks = pending.chunks(m.chunk);
+        let last = chunks.len().saturating_sub(1);
+        for (i, chunk) in chunks.enumerate() {
+            // Taken per chunk: sessions alternate.
+            let team = m.pool.team(&self.cancel)?;
+            let mut pass = Pass {
+                h: &m.h,
+                weights: &m.weights,
+                cache: &m.cache,
+                source: &m.source,
+                kernels: m.kernels,
+                team: &team,
+                cancel: &self.cancel,
+                traffic: 0,
+            };
+            let want = if want == Want::Last && i != last { Want::None } else { want };
+            pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;
+            done.weight_bytes += pass.traffic;
+        }
+        Ok(done)
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("model", &self.model.path())
+            .field("tokens", &self.tokens.len())
+            .field("evaluated", &self.kv.len())
+            .finish()
+    }
+}

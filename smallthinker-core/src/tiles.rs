@@ -1,0 +1,90 @@
+//! Splitting one output matrix among the tasks of a parallel stage.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::Result;
+use crate::pool::Team;
+
+/// A rectangle of a row-major matrix, owned by one task.
+pub(crate) struct Tile<'a> {
+    base: *mut f32,
+    width: usize,
+    /// Rows of the matrix that this tile covers.
+    pub(crate) rows: Range<usize>,
+    /// Columns of the matrix that this tile covers.
+    pub(crate) cols: Range<usize>,
+    _matrix: PhantomData<&'a mut [f32]>,
+}
+
+impl Tile<'_> {
+    /// This tile's part of row `row` of the matrix (`self.rows` says which there are).
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(self.rows.contains(&row), "row {row} outside {:?}", self.rows);
+        // SAFETY: row < rows.end and cols.end <= width, checked against the matrix in `tiles`; tiles of one
+        // job don't overlap, and `&mut self` keeps a second slice of this tile from existing.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.base.add(row * self.width + self.cols.start),
+                self.cols.end - self.cols.start,
+            )
+        }
+    }
+}
+
+struct Base(*mut f32);
+// SAFETY: each task derives only its own tile's slices from the pointer.
+unsafe impl Sync for Base {}
+
+/// Runs `task` once for every tile of `out`, a matrix of rows of `width`, cut into pieces of at most
+/// `tile_rows` × `tile_cols`.
+pub(crate) fn tiles(
+    team: &Team<'_>,
+    out: &mut [f32],
+    width: usize,
+    (tile_rows, tile_cols): (usize, usize),
+    task: &(dyn Fn(&mut Tile<'_>) -> Result<()> + Sync),
+) -> Result<()> {
+    let (tile_rows, tile_cols) = (tile_rows.max(1), tile_cols.max(1));
+    let rows = out.len().checked_div(width).unwrap_or(0);
+    let (down, across) = (rows.div_ceil(tile_rows), width.div_ceil(tile_cols));
+    let base = Base(out.as_mut_ptr());
+    let base = &base;
+    team.run(down * across, &|i| {
+        let (r, c) = (i / across * tile_rows, i % across * tile_cols);
+        task(&mut Tile {
+            base: base.0,
+            width,
+            rows: r..(r + tile_rows).min(rows),
+            cols: c..(c + tile_cols).min(width),
+            _matrix: PhantomData,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Pool;
+    use crate::session::CancelFlag;
+
+    #[test]
+    fn tiles_cover_every_cell_once() {
+        let pool = Pool::new(3).unwrap();
+        let team = pool.team(&CancelFlag::new()).unwrap();
+        for (rows, width, shape) in [(1, 7, (1, 3)), (5, 8, (2, 8)), (4, 9, (3, 4)), (3, 5, (0, 0)), (0, 4, (1, 1))] {
+            let mut out = vec![0.0f32; rows * width];
+            tiles(&team, &mut out, width, shape, &|tile| {
+                let (rows, cols) = (tile.rows.clone(), tile.cols.clone());
+                for r in rows {
+                    for (x, c) in tile.row(r).iter_mut().zip(cols.clone()) {
+                        *x += (r * width + c + 1) as f32;
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+            assert!(out.iter().enumerate().all(|(i, &x)| x == (i + 1) as f32), "{rows}x{width} {shape:?}");
+        }
+    }
+}
