@@ -15,6 +15,7 @@
 //! # Ok::<(), smallthinker_core::Error>(())
 //! ```
 
+pub mod convert;
 mod error;
 
 mod arena;
