@@ -19,6 +19,7 @@ pub mod convert;
 mod error;
 
 mod arena;
+pub mod bench;
 mod budget;
 mod hash;
 pub mod platform;
