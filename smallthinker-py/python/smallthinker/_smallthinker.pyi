@@ -17,6 +17,19 @@ from ._types import (
     Plan,
 )
 
+__all__ = [
+    "Generation",
+    "Model",
+    "Session",
+    "Stream",
+    "TokenLogprobs",
+    "__version__",
+    "bench",
+    "convert",
+    "inspect",
+    "plan",
+]
+
 __version__: str
 
 @final
