@@ -1,9 +1,28 @@
-//! stub
-use crate::{Result, tokenizer::Tokenizer};
-pub struct Message { pub role: String, pub content: String }
-pub struct ChatTemplate;
-pub const CHATML: &str = "";
-impl ChatTemplate {
- pub fn new(_: &str) -> Result<ChatTemplate> { Ok(ChatTemplate) }
- pub fn encode_chat(&self, _: &Tokenizer, _: &[Message], _: bool) -> Result<Vec<u32>> { Ok(vec![]) }
+//! Conversations to tokens: the model's chat template, rendered by a sandboxed engine, and an encoding in
+//! which what a message says can never become a control token.
+
+mod check;
+mod encode;
+mod json;
+mod template;
+
+pub use template::{CHATML, ChatTemplate};
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`, or another role that the template knows.
+    pub role: String,
+    /// What is said.
+    pub content: String,
 }
+
+impl Message {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Message { role: role.into(), content: content.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

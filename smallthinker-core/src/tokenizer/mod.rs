@@ -176,7 +176,7 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of text without special tokens.
-    fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+    pub(crate) fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         if let Some(byte) = self.missing_bytes.iter().find(|b| text.as_bytes().contains(b)) {
             let found = format!("byte 0x{byte:02x}");
             return Err(Error::argument("text", found, "bytes that the vocabulary has a token for"));
@@ -276,7 +276,7 @@ impl Tokenizer {
         self.vocab_size() * (text + size_of::<Kind>())
             + self.merges * merge
             + self.bytes.memory_bytes()
-            + 0x11_0000 / 8
+            + 2 * 0x11_0000 / 8
     }
 }
 
@@ -294,3 +294,6 @@ fn stop_ids(spec: &TokenizerSpec, kinds: &[Kind]) -> Vec<u32> {
     ids.dedup();
     ids
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -10,27 +10,46 @@ use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
 
-/// Cuts text into pieces; holds the set of letters (Unicode category L), which `std` does not have.
+/// Cuts text into pieces; holds the letters and numbers (Unicode categories L and N). `std` has no test
+/// for L, and both must come from one version of Unicode, so the regex engine of `tokenizers` is asked.
 #[derive(Debug)]
 pub(super) struct Qwen2Splitter {
-    // One bit for each code point.
-    letters: Vec<u64>,
+    letters: CharSet,
+    numbers: CharSet,
+}
+
+/// A set of characters, one bit for each code point.
+#[derive(Debug)]
+struct CharSet(Vec<u64>);
+
+impl CharSet {
+    /// The characters of `from` that match the class `pattern`.
+    fn new(pattern: &str, from: &str) -> Result<Self> {
+        let pattern = SysRegex::new(pattern)
+            .map_err(|e| Error::Internal { message: format!("character class {pattern}: {e}") })?;
+        let mut bits = vec![0u64; 0x11_0000 / 64];
+        for (start, end) in pattern.find_iter(from) {
+            for c in from[start..end].chars() {
+                bits[c as usize / 64] |= 1 << (c as usize % 64);
+            }
+        }
+        Ok(CharSet(bits))
+    }
+
+    fn contains(&self, c: char) -> bool {
+        self.0[c as usize / 64] >> (c as usize % 64) & 1 == 1
+    }
 }
 
 impl Qwen2Splitter {
     pub(super) fn new() -> Result<Self> {
-        let internal =
-            |e: &dyn std::fmt::Display| Error::Internal { message: format!("letter pattern: {e}") };
-        let pattern = SysRegex::new(r"\p{L}+").map_err(|e| internal(&e))?;
-        // Letters are alphabetic, so the pattern is only asked about those.
+        // Letters are alphabetic, so it is enough to ask about those.
         let alphabetic: String = ('\0'..=char::MAX).filter(|c| c.is_alphabetic()).collect();
-        let mut letters = vec![0u64; 0x11_0000 / 64];
-        for (start, end) in pattern.find_iter(&alphabetic) {
-            for c in alphabetic[start..end].chars() {
-                letters[c as usize / 64] |= 1 << (c as usize % 64);
-            }
-        }
-        Ok(Qwen2Splitter { letters })
+        let numeric: String = ('\0'..=char::MAX).filter(|c| c.is_numeric()).collect();
+        Ok(Qwen2Splitter {
+            letters: CharSet::new(r"\p{L}+", &alphabetic)?,
+            numbers: CharSet::new(r"\p{N}+", &numeric)?,
+        })
     }
 
     /// The pieces of `text`, in order; joined they are `text`.
@@ -47,12 +66,12 @@ impl Qwen2Splitter {
     }
 
     fn is_letter(&self, c: char) -> bool {
-        self.letters[c as usize / 64] >> (c as usize % 64) & 1 == 1
+        self.letters.contains(c)
     }
 
     /// Neither letter nor number nor space: punctuation, symbols, marks, controls.
     fn is_other(&self, c: char) -> bool {
-        !c.is_whitespace() && !self.is_letter(c) && !c.is_numeric()
+        !c.is_whitespace() && !self.is_letter(c) && !self.numbers.contains(c)
     }
 
     /// Bytes of the piece at the start of `text`, which is not empty: the alternatives in their order.
@@ -69,7 +88,7 @@ impl Qwen2Splitter {
         if self.is_letter(first) {
             return run(text, |c| self.is_letter(c));
         }
-        if first.is_numeric() {
+        if self.numbers.contains(first) {
             return first.len_utf8();
         }
         if !is_newline(first) && second.is_some_and(|c| self.is_letter(c)) {
@@ -135,16 +154,14 @@ mod tests {
     #[test]
     fn every_character_is_classified_as_by_the_pattern() {
         let splitter = Qwen2Splitter::new().unwrap();
-        // Between letters, digits and spaces, each class of character shows.
-        let mut text = String::new();
-        for c in '\0'..=char::MAX {
-            text.extend(['a', c, ' ', c, '1', c, c, '\n']);
-            if text.len() > 1 << 16 {
-                check(&splitter, &text);
-                text.clear();
-            }
+        let regex = SysRegex::new(PATTERN).unwrap();
+        // The planes without assigned characters are left out.
+        for c in ('\0'..'\u{32000}').chain('\u{e0000}'..'\u{e0200}') {
+            // Between letters, digits and spaces, each class of character shows.
+            let text = String::from_iter(['a', c, ' ', c, '1', c, c, '\n']);
+            let expected = regex.find_iter(&text).map(|(start, end)| &text[start..end]);
+            assert!(splitter.pieces(&text).eq(expected), "U+{:04X}", c as u32);
         }
-        check(&splitter, &text);
     }
 
     #[test]
@@ -157,7 +174,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(1000))]
         #[test]
         fn pieces_are_those_of_the_pattern(
             text in "([ \t\r\n\u{a0}\u{3000}]{0,3}('|'S|'lL|'rE|'vx|'ſ|[a-zé中]{1,3}|[0-9½Ⅷ٣]|[.,!(\u{301}\u{200d}😀]|\\PC)){0,12}[ \n\t]{0,3}"
