@@ -129,9 +129,12 @@ impl Acts {
 
     /// Vector number `token`; an empty row if there is none.
     pub fn row(&self, token: usize) -> ActRow<'_> {
-        let part = |width: usize| token.checked_mul(width).zip((token + 1).checked_mul(width));
-        let values = part(self.cols).and_then(|(a, b)| self.values.get(a..b));
-        let groups = part(self.groups_per_row).and_then(|(a, b)| self.groups.get(a..b));
+        let part = |width: usize| {
+            let start = token.checked_mul(width)?;
+            Some(start..start.checked_add(width)?)
+        };
+        let values = part(self.cols).and_then(|range| self.values.get(range));
+        let groups = part(self.groups_per_row).and_then(|range| self.groups.get(range));
         ActRow { values: values.unwrap_or(&[]), groups: groups.unwrap_or(&[]) }
     }
 }

@@ -5,6 +5,12 @@
 //! result depends on its row and its vector alone: not on the number of rows, tokens or threads.
 
 mod acts;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -85,6 +91,27 @@ impl Kernels {
     /// All sets that this CPU and operating system can run, best first; the last is always "scalar".
     pub fn available() -> Vec<&'static Kernels> {
         let mut sets: Vec<&'static Kernels> = Vec::with_capacity(3);
+        // The macros look at the CPU's flags and at the register state that the operating system saves
+        // (OSXSAVE and XCR0 on x86, hwcaps on Arm), so a set is listed only if its registers survive a
+        // context switch.
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
+            if avx2 && avx512 && has!("avx512vnni") {
+                sets.push(&avx512::KERNELS);
+            }
+            if avx2 {
+                sets.push(&avx2::KERNELS);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon")
+            && std::arch::is_aarch64_feature_detected!("dotprod")
+        {
+            sets.push(&neon::KERNELS);
+        }
         sets.push(&scalar::KERNELS);
         sets
     }
