@@ -7,7 +7,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use crate::sample::SplitMix64;
-use crate::{CancelFlag, Error, ExpertStats, GenerateOptions, GenerationStats, Model, Result, platform};
+use crate::{
+    CancelFlag, Error, ExpertStats, FinishReason, GenerateOptions, GenerationStats, Model, Result, platform,
+};
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,23 +115,28 @@ pub fn run(
 }
 
 /// One prompt and its continuation in a session of their own.
-fn repetition(model: &Model, prompt: &[u32], gen_tokens: usize, cancel: &CancelFlag) -> Result<GenerationStats> {
+fn repetition(
+    model: &Model,
+    prompt: &[u32],
+    gen_tokens: usize,
+    cancel: &CancelFlag,
+) -> Result<GenerationStats> {
     let mut session = model.session()?;
     session.append_tokens(prompt)?;
     // The first token comes from the prompt's evaluation; each further one takes one step of decoding.
     let mut options = GenerateOptions::max_tokens(gen_tokens + 1);
     options.ignore_stop_tokens = true;
-    let stop = session.cancel_flag();
+    if cancel.is_cancelled() {
+        return Err(Error::Cancelled); // starting would reset the flag
+    }
+    session.set_cancel_flag(cancel.clone());
     let mut generation = session.generate(options)?;
-    loop {
-        if cancel.is_cancelled() {
-            stop.cancel();
-            return Err(Error::Cancelled);
-        }
-        match generation.next() {
-            Some(piece) => piece?,
-            None => return Ok(generation.stats().clone()),
-        };
+    for piece in generation.by_ref() {
+        piece?;
+    }
+    match generation.finish_reason() {
+        Some(FinishReason::Cancelled) => Err(Error::Cancelled),
+        _ => Ok(generation.stats().clone()),
     }
 }
 

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 use smallthinker_core::CancelFlag;
 use smallthinker_core::bench::{self, BenchOptions, Spread};
 
-use crate::enter::{self, Progress};
+use crate::enter::{self, Progress, Stop};
 use crate::model::Model;
 use crate::{args, dicts};
 
@@ -29,7 +29,7 @@ pub(crate) fn run<'py>(
     };
     let progress = Progress::new(progress)?;
     let cancel = CancelFlag::new();
-    let measured = enter::interruptible(py, &cancel, || {
+    let measured = enter::interruptible(py, &Stop::new(cancel.clone()), || {
         let mut report = |done, total| progress.as_ref().is_none_or(|p| p.report(done as u64, total as u64));
         bench::run(&model, &options, &cancel, &mut report)
     });

@@ -1,6 +1,7 @@
 //! The one way from Python into work that takes time: without the GIL, stopped by Ctrl-C, panics caught.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,10 +14,41 @@ use crate::errors;
 /// How long Ctrl-C may wait to be seen. Each look takes the GIL, which other threads may be using.
 const POLL: Duration = Duration::from_millis(50);
 
+/// A request to stop that survives the start of the work, which resets the core's flag.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    flag: CancelFlag,
+    wanted: Arc<AtomicBool>,
+}
+
+impl Stop {
+    pub(crate) fn new(flag: CancelFlag) -> Stop {
+        Stop { flag, wanted: Arc::default() }
+    }
+
+    /// Asks the work in progress to stop.
+    pub(crate) fn request(&self) {
+        self.wanted.store(true, Ordering::Release);
+        self.flag.cancel();
+    }
+
+    /// Forgets earlier requests: new work begins.
+    pub(crate) fn clear(&self) {
+        self.wanted.store(false, Ordering::Release);
+    }
+
+    /// Repeats the request, if there was one.
+    pub(crate) fn renew(&self) {
+        if self.wanted.load(Ordering::Acquire) {
+            self.flag.cancel();
+        }
+    }
+}
+
 /// Runs `work` on a helper thread while this one, detached, looks for signals (which Python delivers only to
-/// the main thread). A signal handler that raises sets `cancel`, waits for the work to end, and its exception
-/// is the result.
-pub(crate) fn interruptible<T, F>(py: Python<'_>, cancel: &CancelFlag, work: F) -> PyResult<T>
+/// the main thread). A signal handler that raises requests the stop; when the work has ended, its exception is the
+/// result.
+pub(crate) fn interruptible<T, F>(py: Python<'_>, stop: &Stop, work: F) -> PyResult<T>
 where
     T: Send,
     F: FnOnce() -> Result<T> + Send,
@@ -39,9 +71,9 @@ where
                     interrupt = Python::attach(|py| py.check_signals()).err();
                 }
                 if interrupt.is_some() {
-                    // Each time: the work takes an old request back when it starts.
-                    cancel.cancel();
+                    stop.request();
                 }
+                stop.renew();
             }
             let result = worker.join().map_err(|_| errors::internal("a panic in the engine"));
             (interrupt, result.and_then(|r| r.map_err(errors::to_py)))

@@ -10,7 +10,7 @@ use smallthinker_core::gguf::{Array, Gguf, TensorInfo, Value};
 use smallthinker_core::tensor::DType;
 use smallthinker_core::{CancelFlag, Gating, Hparams, Model, ModelOptions};
 
-use crate::enter::{self, Progress};
+use crate::enter::{self, Progress, Stop};
 use crate::{args, dicts, errors};
 
 /// What a GGUF file holds: metadata, hyperparameters (None unless it is a SmallThinker model) and tensors.
@@ -151,7 +151,7 @@ pub(crate) fn convert<'py>(
     };
     let progress = Progress::new(progress)?;
     let cancel = CancelFlag::new();
-    let converted = enter::interruptible(py, &cancel, || {
+    let converted = enter::interruptible(py, &Stop::new(cancel.clone()), || {
         let mut report =
             |done, total| !cancel.is_cancelled() && progress.as_ref().is_none_or(|p| p.report(done, total));
         let mut options = ConvertOptions::new(dtype);

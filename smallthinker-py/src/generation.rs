@@ -5,8 +5,9 @@ use std::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use smallthinker_core as core;
-use smallthinker_core::{CancelFlag, GenerateOptions, Generator, Piece};
+use smallthinker_core::{GenerateOptions, Generator, Piece};
 
+use crate::enter::Stop;
 use crate::slot::Lease;
 use crate::{dicts, enter, errors};
 
@@ -66,8 +67,8 @@ impl Generation {
     /// Generates to the end.
     pub(crate) fn run(py: Python<'_>, mut lease: Lease, options: GenerateOptions) -> PyResult<Generation> {
         let wants_logprobs = options.logprobs.is_some();
-        let cancel = lease.slot.cancel.clone();
-        let done = enter::interruptible(py, &cancel, || lease.with(|s| s.generate(options)?.complete()))?;
+        let stop = lease.slot.stop.clone();
+        let done = enter::interruptible(py, &stop, || lease.with(|s| s.generate(options)?.complete()))?;
         let logprobs = wants_logprobs.then(|| logprobs_list(py, &done.logprobs)).transpose()?;
         Ok(Generation {
             text: done.text,
@@ -85,7 +86,7 @@ impl Generation {
 #[pyclass(frozen, module = "smallthinker")]
 pub(crate) struct Stream {
     inner: Mutex<Inner>,
-    cancel: CancelFlag,
+    stop: Stop,
 }
 
 struct Inner {
@@ -102,12 +103,12 @@ impl Stream {
     /// Starts a generation; nothing is evaluated before the first piece is asked for.
     pub(crate) fn start(py: Python<'_>, mut lease: Lease, options: GenerateOptions) -> PyResult<Stream> {
         let wants_logprobs = options.logprobs.is_some();
-        let cancel = lease.slot.cancel.clone();
+        let stop = lease.slot.stop.clone();
         let generator = enter::detached(py, || lease.with(|s| s.start(options)))?;
         let (tokens, logprobs) = (Vec::new(), Vec::new());
         let lease = Some(lease);
         let inner = Inner { lease, generator, started: false, wants_logprobs, tokens, logprobs };
-        Ok(Stream { inner: Mutex::new(inner), cancel })
+        Ok(Stream { inner: Mutex::new(inner), stop })
     }
 
     fn inner(&self) -> PyResult<std::sync::MutexGuard<'_, Inner>> {
@@ -117,7 +118,7 @@ impl Stream {
 
 impl Inner {
     /// One step. The first evaluates the prompt and may take long; the others take one token's time.
-    fn step(&mut self, py: Python<'_>, cancel: &CancelFlag) -> PyResult<Option<Piece>> {
+    fn step(&mut self, py: Python<'_>, stop: &Stop) -> PyResult<Option<Piece>> {
         let Some(lease) = &mut self.lease else { return Ok(None) };
         if lease.slot.is_closed() {
             return Err(lease.slot.closed_error());
@@ -126,9 +127,10 @@ impl Inner {
         let step = || lease.with(|session| generator.step(session).transpose());
         if std::mem::replace(&mut self.started, true) {
             py.check_signals()?;
+            stop.renew();
             enter::detached(py, step)
         } else {
-            enter::interruptible(py, cancel, step)
+            enter::interruptible(py, stop, step)
         }
     }
 }
@@ -142,7 +144,7 @@ impl Stream {
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let mut inner = self.inner()?;
         loop {
-            let piece = inner.step(py, &self.cancel);
+            let piece = inner.step(py, &self.stop);
             if !matches!(piece, Ok(Some(_))) {
                 let lease = inner.lease.take();
                 py.detach(|| drop(lease));
@@ -158,7 +160,7 @@ impl Stream {
 
     /// Asks the generation to stop, from any thread. The iteration then ends, with finish_reason "cancelled".
     fn cancel(&self) {
-        self.cancel.cancel();
+        self.stop.request();
     }
 
     /// Gives the session back; the iteration ends.

@@ -11,7 +11,7 @@ use smallthinker_core::tokenizer::Specials;
 use smallthinker_core::{GenerateOptions, ModelOptions};
 
 use crate::args::{self, Keywords};
-use crate::enter::{self, Progress};
+use crate::enter::{self, Progress, Stop};
 use crate::generation::{Generation, Stream};
 use crate::methods::generating_methods;
 use crate::session::Session;
@@ -67,16 +67,16 @@ impl Model {
         options.kv_type = args::kv_type(kv_type)?;
         options.gating = args::gating(gating)?;
         let progress = Progress::new(progress)?;
-        let cancel = options.cancel.clone();
+        let stop = Stop::new(options.cancel.clone());
         if let Some(progress) = progress.clone() {
-            let cancel = cancel.clone();
+            let stop = stop.clone();
             options.progress = Some(Box::new(move |done, total| {
                 if !progress.report(done, total) {
-                    cancel.cancel();
+                    stop.request();
                 }
             }));
         }
-        let opened = enter::interruptible(py, &cancel, || core::Model::open_with(&path, options));
+        let opened = enter::interruptible(py, &stop, || core::Model::open_with(&path, options));
         let model = Progress::settle(progress.as_ref(), opened)?;
         Ok(Model { path: model.path().to_owned(), handle: Handle::new(model) })
     }
@@ -104,8 +104,8 @@ impl Model {
         let (rows, vocab) = (ids.len(), model.hparams().vocab);
         let session = enter::detached(py, || model.session())?;
         let mut lease = self.handle.keep(session).take()?;
-        let cancel = lease.slot.cancel.clone();
-        let mut logits = enter::interruptible(py, &cancel, || {
+        let stop = lease.slot.stop.clone();
+        let mut logits = enter::interruptible(py, &stop, || {
             lease.with(|session| {
                 session.append_tokens(&ids)?;
                 session.logits()

@@ -39,7 +39,7 @@ impl Session {
     /// Evaluates what was appended, so that the next generation starts at once.
     fn evaluate(&self, py: Python<'_>) -> PyResult<()> {
         let mut lease = self.slot.take()?;
-        enter::interruptible(py, &self.slot.cancel, || lease.with(core::Session::evaluate))
+        enter::interruptible(py, &self.slot.stop, || lease.with(core::Session::evaluate))
     }
 
     /// Goes back to the first `position` tokens.
@@ -61,7 +61,7 @@ impl Session {
 
     /// Asks the work in progress to stop, from any thread. Does nothing when there is none.
     fn cancel(&self) {
-        self.slot.cancel.cancel();
+        self.slot.stop.request();
     }
 
     /// Tokens so far, prompts and generated ones.

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::prelude::*;
 use smallthinker_core as core;
-use smallthinker_core::{CancelFlag, Error};
+use smallthinker_core::Error;
 
-use crate::enter::lock;
+use crate::enter::{Stop, lock};
 use crate::errors;
 
 /// A model that can be closed, and the sessions to close with it.
@@ -41,9 +41,9 @@ impl Handle {
 
     /// Keeps `session` in a slot of this model.
     pub(crate) fn keep(self: &Arc<Self>, session: core::Session) -> Arc<Slot> {
-        let cancel = session.cancel_flag();
+        let stop = Stop::new(session.cancel_flag());
         let state = Mutex::new(State::Idle(Box::new(session)));
-        let slot = Arc::new(Slot { state, cancel, handle: Arc::clone(self) });
+        let slot = Arc::new(Slot { state, stop, handle: Arc::clone(self) });
         let mut slots = lock(&self.slots);
         slots.retain(|s| s.strong_count() > 0);
         slots.push(Arc::downgrade(&slot));
@@ -65,7 +65,7 @@ enum State {
 /// The place of one session.
 pub(crate) struct Slot {
     state: Mutex<State>,
-    pub(crate) cancel: CancelFlag,
+    pub(crate) stop: Stop,
     pub(crate) handle: Arc<Handle>,
 }
 
@@ -74,7 +74,10 @@ impl Slot {
     pub(crate) fn take(self: &Arc<Self>) -> PyResult<Lease> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut *state, State::Busy) {
-            State::Idle(session) => Ok(Lease { slot: Arc::clone(self), session: Some(session) }),
+            State::Idle(session) => {
+                self.stop.clear();
+                Ok(Lease { slot: Arc::clone(self), session: Some(session) })
+            }
             State::Busy => Err(errors::misuse(
                 "the session is in use by another thread or an unfinished stream (finish or close the stream)",
             )),
@@ -96,7 +99,7 @@ impl Slot {
     pub(crate) fn close(&self) {
         let before = std::mem::replace(&mut *lock(&self.state), State::Closed);
         if let State::Busy = before {
-            self.cancel.cancel();
+            self.stop.request();
         }
     }
 
