@@ -1,0 +1,155 @@
+"""Types of the dicts that this package takes and returns."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation; role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+class ExpertCacheStats(TypedDict):
+    """What the expert cache did."""
+
+    slots: int
+    resident: int
+    hits: int
+    misses: int
+    evictions: int
+    bytes_read: int
+    stall_s: float
+
+
+class GenerationStats(TypedDict):
+    """Figures of one generation. Decode is everything after the first token."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    prefill_tok_s: float
+    decode_tok_s: float
+    prefill_s: float
+    decode_s: float
+    time_to_first_token_s: float
+    bytes_per_token: int
+    bandwidth_bytes_s: float
+    expert_cache: ExpertCacheStats
+    kernels: str
+    threads: int
+    seed: int
+
+
+class ModelStats(TypedDict):
+    """State of a model. Budgets are bytes."""
+
+    load_s: float
+    threads: int
+    kernels: str
+    budget: int
+    budget_used: int
+    expert_cache: ExpertCacheStats
+
+
+class Plan(TypedDict):
+    """How a memory budget is divided. All bytes, except expert_slots and experts, which are counts."""
+
+    budget: int
+    floor: int
+    per_token: int
+    everything: int
+    resident: int
+    tokenizer: int
+    scratch: int
+    kv_first_page: int
+    kv_full_context: int
+    expert_bank: int
+    expert_slot: int
+    expert_slots: int
+    experts: int
+    fits: bool
+
+
+class LayerAttention(TypedDict):
+    """Attention of one layer: window None sees everything, rope_base None has no positions."""
+
+    window: Optional[int]
+    rope_base: Optional[float]
+
+
+class Hyperparameters(TypedDict):
+    """The shape of a model."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    expert_ffn: int
+    experts: int
+    experts_used: int
+    vocab: int
+    context_length: int
+    rms_eps: float
+    gating: str
+    attention: List[LayerAttention]
+
+
+class Tensor(TypedDict):
+    """One tensor of a file. shape[0] is the length of a row and varies fastest."""
+
+    name: str
+    type: str
+    shape: List[int]
+    bytes: int
+
+
+class Inspection(TypedDict):
+    """What a file holds."""
+
+    path: str
+    version: int
+    file_bytes: int
+    hyperparameters: Optional[Hyperparameters]
+    metadata: Dict[str, Any]
+    tensors: List[Tensor]
+
+
+class Conversion(TypedDict):
+    """What a conversion did."""
+
+    tensors: int
+    parameters: int
+    data_bytes: int
+    fallbacks: List[str]
+    skipped: List[str]
+
+
+class Spread(TypedDict):
+    """A figure over repetitions."""
+
+    min: float
+    median: float
+    max: float
+
+
+class Benchmark(TypedDict):
+    """What a benchmark measured."""
+
+    model: str
+    prompt_tokens: int
+    gen_tokens: int
+    repetitions: int
+    threads: int
+    kernels: str
+    load_s: float
+    prefill_tok_s: Spread
+    decode_tok_s: Spread
+    bytes_per_token: int
+    read_bandwidth_bytes_s: float
+    read_bandwidth_share: float
+    peak_rss_bytes: Optional[int]
+    expert_cache: ExpertCacheStats

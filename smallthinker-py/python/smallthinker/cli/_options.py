@@ -1,0 +1,91 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Callable, Dict, Optional
+
+from .._smallthinker import Model
+from ._progress import bar
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options of loading a model."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FILE", help="a GGUF file (default: the model that comes with the package)")
+    group.add_argument("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
+    group.add_argument("--memory-budget", metavar="BYTES", help="memory to use at most, such as 8GiB")
+    group.add_argument("--context-length", type=int, metavar="N", help="positions at most (default: the model's)")
+    group.add_argument("--kernels", metavar="NAME", help="kernel set (default: the best for this CPU)")
+
+
+def load(args: argparse.Namespace) -> Model:
+    """The model that the options name."""
+    with bar("loading", "B") as progress:
+        return Model(
+            args.model,
+            threads=args.threads,
+            memory_budget=args.memory_budget,
+            context_length=args.context_length,
+            kernels=args.kernels,
+            progress=progress,
+        )
+
+
+def add_sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Options of generating text."""
+    group = parser.add_argument_group("generation")
+    group.add_argument(
+        "-n", "--max-tokens", type=int, default=max_tokens, metavar="N", help="tokens at most (default: %(default)s)"
+    )
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 always takes the likeliest token (default)"
+    )
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens (0: all)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest tokens up to sum P")
+    group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="keep tokens P times as likely as the best")
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 repeats less")
+    group.add_argument("--seed", type=int, metavar="S", help="same seed, same text")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text (can be repeated)")
+    group.add_argument("-v", "--stats", action="store_true", help="print the speed on stderr")
+
+
+def sampling(args: argparse.Namespace) -> Dict[str, Any]:
+    """The keyword arguments of generate() and its kin."""
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+    return {name: getattr(args, name) for name in names}
+
+
+def write(text: str) -> None:
+    """Prints at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def speed_line(stats: Any) -> str:
+    """Figures of a generation in one line."""
+    evaluated = stats["prompt_tokens"] - stats["cached_tokens"]
+    return (
+        f"prompt {evaluated} tokens at {stats['prefill_tok_s']:.1f}/s, "
+        f"generated {stats['generated_tokens']} at {stats['decode_tok_s']:.1f}/s, "
+        f"first after {stats['time_to_first_token_s'] * 1000:.0f} ms, "
+        f"{stats['bandwidth_bytes_s'] / 1e9:.1f} GB/s of weights, {stats['threads']} threads, {stats['kernels']}, "
+        f"seed {stats['seed']}"
+    )
+
+
+def size(count: Optional[float]) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "unknown"
+    if count >= 1 << 62:
+        return "no limit"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+
+

@@ -1,0 +1,48 @@
+"""`smallthinker bench`: how fast a model runs here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .._smallthinker import bench
+from ._options import add_model, load, size
+from ._progress import bar
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("bench", help="measure the speed of a model")
+    parser.add_argument("--prompt-tokens", type=int, default=512, metavar="P", help="default: %(default)s")
+    parser.add_argument("--gen-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--repetitions", type=int, default=3, metavar="R", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints."""
+    with load(args) as model, bar("measuring") as progress:
+        found = bench(
+            model,
+            prompt_tokens=args.prompt_tokens,
+            gen_tokens=args.gen_tokens,
+            repetitions=args.repetitions,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"model      {found['model']}, {found['threads']} threads, {found['kernels']}")
+    print(f"load       {found['load_s']:.2f} s, peak memory {size(found['peak_rss_bytes'])}")
+    for name, count in (("prefill", found["prompt_tokens"]), ("decode", found["gen_tokens"])):
+        spread: Any = found["prefill_tok_s"] if name == "prefill" else found["decode_tok_s"]
+        figures = f"{spread['median']:.1f} tokens/s ({spread['min']:.1f} to {spread['max']:.1f})"
+        print(f"{name:<10} {figures}, {count} tokens, {found['repetitions']} repetitions")
+    share = f"{found['read_bandwidth_share']:.0%} of this machine's {found['read_bandwidth_bytes_s'] / 1e9:.1f} GB/s"
+    print(f"bandwidth  {size(found['bytes_per_token'])} per token, {share}")
+    cache = found["expert_cache"]
+    print(f"experts    {cache['resident']} of {cache['slots']} slots, {cache['hits']} hits, {cache['misses']} misses")
+    return 0

@@ -1,0 +1,62 @@
+//! The function `bench`.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use smallthinker_core::CancelFlag;
+use smallthinker_core::bench::{self, BenchOptions, Spread};
+
+use crate::enter::{self, Progress, Stop};
+use crate::model::Model;
+use crate::{args, dicts};
+
+/// Measures prefill and decode speed of a model with a random prompt, and how much of this machine's memory bandwidth
+/// decoding uses. progress is called with (done, total) repetitions.
+#[pyfunction]
+#[pyo3(name = "bench", signature = (model, *, prompt_tokens=512, gen_tokens=128, repetitions=3, progress=None))]
+pub(crate) fn run<'py>(
+    py: Python<'py>,
+    model: &Model,
+    prompt_tokens: i128,
+    gen_tokens: i128,
+    repetitions: i128,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let model = model.handle.model()?;
+    let options = BenchOptions {
+        prompt_tokens: args::at_least("prompt_tokens", prompt_tokens, 1)?,
+        gen_tokens: args::at_least("gen_tokens", gen_tokens, 1)?,
+        repetitions: args::at_least("repetitions", repetitions, 1)?,
+    };
+    let progress = Progress::new(progress)?;
+    let cancel = CancelFlag::new();
+    let measured = enter::interruptible(py, &Stop::new(cancel.clone()), || {
+        let mut report = |done, total| progress.as_ref().is_none_or(|p| p.report(done as u64, total as u64));
+        bench::run(&model, &options, &cancel, &mut report)
+    });
+    let report = Progress::settle(progress.as_ref(), measured)?;
+    let stats = model.stats();
+    let dict = PyDict::new(py);
+    dict.set_item("model", model.path().display().to_string())?;
+    dict.set_item("prompt_tokens", options.prompt_tokens)?;
+    dict.set_item("gen_tokens", options.gen_tokens)?;
+    dict.set_item("repetitions", options.repetitions)?;
+    dict.set_item("threads", stats.threads)?;
+    dict.set_item("kernels", stats.kernels)?;
+    dict.set_item("load_s", stats.load_time.as_secs_f64())?;
+    dict.set_item("prefill_tok_s", spread(py, report.prefill)?)?;
+    dict.set_item("decode_tok_s", spread(py, report.decode)?)?;
+    dict.set_item("bytes_per_token", report.bytes_per_token)?;
+    dict.set_item("read_bandwidth_bytes_s", report.read_bandwidth)?;
+    dict.set_item("read_bandwidth_share", report.read_bandwidth_share)?;
+    dict.set_item("peak_rss_bytes", report.peak_rss)?;
+    dict.set_item("expert_cache", dicts::experts(py, &report.experts)?)?;
+    Ok(dict)
+}
+
+fn spread(py: Python<'_>, s: Spread) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("min", s.min)?;
+    dict.set_item("median", s.median)?;
+    dict.set_item("max", s.max)?;
+    Ok(dict)
+}

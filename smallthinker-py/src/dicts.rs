@@ -1,0 +1,66 @@
+//! Figures as plain dicts; `smallthinker/_types.py` has their types.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use smallthinker_core::{ExpertStats, GenerationStats, ModelStats, Plan};
+
+pub(crate) fn experts<'py>(py: Python<'py>, s: &ExpertStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("slots", s.slots)?;
+    dict.set_item("resident", s.resident)?;
+    dict.set_item("hits", s.hits)?;
+    dict.set_item("misses", s.misses)?;
+    dict.set_item("evictions", s.evictions)?;
+    dict.set_item("bytes_read", s.bytes_read)?;
+    dict.set_item("stall_s", s.stall.as_secs_f64())?;
+    Ok(dict)
+}
+
+pub(crate) fn generation<'py>(py: Python<'py>, s: &GenerationStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("prompt_tokens", s.prompt_tokens)?;
+    dict.set_item("cached_tokens", s.cached_tokens)?;
+    dict.set_item("generated_tokens", s.generated_tokens)?;
+    dict.set_item("prefill_tok_s", s.prefill_tokens_per_second())?;
+    dict.set_item("decode_tok_s", s.decode_tokens_per_second())?;
+    dict.set_item("prefill_s", s.prefill_time.as_secs_f64())?;
+    dict.set_item("decode_s", s.decode_time.as_secs_f64())?;
+    dict.set_item("time_to_first_token_s", s.time_to_first_token.as_secs_f64())?;
+    dict.set_item("bytes_per_token", s.bytes_per_token())?;
+    dict.set_item("bandwidth_bytes_s", s.bandwidth())?;
+    dict.set_item("expert_cache", experts(py, &s.experts)?)?;
+    dict.set_item("kernels", s.kernels)?;
+    dict.set_item("threads", s.threads)?;
+    dict.set_item("seed", s.seed)?;
+    Ok(dict)
+}
+
+pub(crate) fn model<'py>(py: Python<'py>, s: &ModelStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("load_s", s.load_time.as_secs_f64())?;
+    dict.set_item("threads", s.threads)?;
+    dict.set_item("kernels", s.kernels)?;
+    dict.set_item("budget", s.budget)?;
+    dict.set_item("budget_used", s.budget_used)?;
+    dict.set_item("expert_cache", experts(py, &s.experts)?)?;
+    Ok(dict)
+}
+
+pub(crate) fn plan<'py>(py: Python<'py>, p: &Plan) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("budget", p.budget)?;
+    dict.set_item("floor", p.floor)?;
+    dict.set_item("per_token", p.per_token)?;
+    dict.set_item("everything", p.everything)?;
+    dict.set_item("resident", p.resident)?;
+    dict.set_item("tokenizer", p.tokenizer)?;
+    dict.set_item("scratch", p.scratch)?;
+    dict.set_item("kv_first_page", p.kv_first_page)?;
+    dict.set_item("kv_full_context", p.kv_full_context)?;
+    dict.set_item("expert_bank", p.expert_bank)?;
+    dict.set_item("expert_slot", p.expert_slot)?;
+    dict.set_item("expert_slots", p.expert_slots)?;
+    dict.set_item("experts", p.experts)?;
+    dict.set_item("fits", p.fits())?;
+    Ok(dict)
+}

@@ -1,0 +1,169 @@
+"""The command line: what it prints where, and its exit codes."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from smallthinker.cli._progress import bar
+
+PROMPT = "Once upon a time"
+
+
+def smallthinker(*args, **options):
+    command = [sys.executable, "-m", "smallthinker", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, **options)
+
+
+def output(*args, **options):
+    done = smallthinker(*args, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_generate_prints_what_the_library_returns(model, model_path):
+    expected = model.generate(PROMPT, max_tokens=16, temperature=0.7, seed=3).text
+    args = ["--model", model_path, "-n", 16, "--temperature", 0.7, "--seed", 3]
+    done = smallthinker("generate", PROMPT, *args)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected + "\n", "")
+    assert output("generate", *args, input=PROMPT + "\n") == expected + "\n"
+
+
+def test_generate_options(model, model_path):
+    whole = model.generate(PROMPT, max_tokens=16).text
+    args = ["generate", PROMPT, "--model", model_path, "-n", 16, "--threads", 1, "--memory-budget", "1GiB"]
+    assert output(*args) == whole + "\n"
+    assert output(*args, "--stop", whole[4:6]) == whole[: whole.index(whole[4:6])] + "\n"
+    done = smallthinker(*args, "--stats")
+    assert done.stdout == whole + "\n"
+    assert len(done.stderr.splitlines()) == 1
+    assert "1 threads" in done.stderr
+
+
+def test_chat_keeps_its_history(model, model_path):
+    lines = ["Hello!", "And now?"]
+    history = [{"role": "system", "content": "Be brief."}]
+    for line in lines:
+        history.append({"role": "user", "content": line})
+        history.append({"role": "assistant", "content": model.chat(history, max_tokens=6).text})
+    answers = [m["content"] for m in history if m["role"] == "assistant"]
+    args = ["chat", "--model", model_path, "--system", "Be brief.", "-n", 6]
+    assert output(*args, input="\n".join(lines) + "\n") == "".join(a + "\n" for a in answers)
+
+
+def test_inspect(model_path):
+    text = output("inspect", model_path)
+    assert "Hyperparameters" in text
+    assert "token_embd.weight" in text
+    found = json.loads(output("inspect", model_path, "--json"))
+    assert any(t["name"] == "token_embd.weight" for t in found["tensors"])
+
+
+def test_plan(model_path):
+    plan = json.loads(output("plan", model_path, "--memory-budget", "1GiB", "--json"))
+    assert plan["budget"] == 1 << 30
+    assert "1.00 GiB" in output("plan", model_path, "--memory-budget", "1GiB")
+
+
+def test_bench(model_path):
+    args = ["bench", "--model", model_path, "--prompt-tokens", 8, "--gen-tokens", 4, "--repetitions", 2]
+    args += ["--threads", 1, "--memory-budget", "1GiB"]
+    found = json.loads(output(*args, "--json"))
+    for key in ("prefill_tok_s", "decode_tok_s"):
+        assert set(found[key]) == {"min", "median", "max"}
+        assert 0 < found[key]["min"] <= found[key]["median"] <= found[key]["max"]
+    for key in ("load_s", "peak_rss_bytes", "bytes_per_token", "read_bandwidth_share"):
+        assert found[key] > 0, key
+    # The buffers of the bandwidth measurement have at least 256 MiB: they must not be counted.
+    assert found["peak_rss_bytes"] < 256 << 20
+    assert found["expert_cache"]["hits"] > 0
+    assert found["threads"] == 1
+    assert "tokens/s" in output(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["generate", PROMPT, "--model", "/missing/model.gguf"], "/missing/model.gguf"),
+        (["inspect", __file__], "magic"),
+        (["plan", "MODEL", "--memory-budget", "1KiB"], "memory budget too small"),
+        (["generate", PROMPT, "--model", "MODEL", "--top-p", "7"], "top_p"),
+        (["convert", "/missing", "/tmp/out.gguf"], "config.json"),
+        (["convert", "/missing", "/tmp/out.gguf", "--type", "q1_0"], "q1_0"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(model_path, args, words):
+    done = smallthinker(*(model_path if arg == "MODEL" else arg for arg in args))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("smallthinker: error: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("args", [[], ["sing"], ["generate", "x", "--temperature", "warm"], ["plan"]])
+def test_usage_errors_exit_with_2(args):
+    done = smallthinker(*args)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+
+
+def test_version_and_help():
+    import smallthinker as package
+
+    assert output("--version").strip() == f"smallthinker {package.__version__}"
+    for command in ("generate", "chat", "inspect", "convert", "plan", "bench"):
+        assert command in output("--help")
+        assert "usage:" in output(command, "--help")
+
+
+def long_generation(model, model_path):
+    # Sampling at a high temperature seldom ends by itself.
+    args = ["generate", PROMPT, "--model", model_path, "-n", model.context_length - 50, "--temperature", 5, "--seed", 1]
+    command = [sys.executable, "-m", "smallthinker", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_ctrl_c_exits_with_130(model, model_path):
+    with long_generation(model, model_path) as process:
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error == b""
+
+
+def test_a_reader_that_leaves_is_no_error(model, model_path):
+    with long_generation(model, model_path) as process:
+        assert process.stdout.read(1)
+        process.stdout.close()
+        error = process.stderr.read()
+        process.wait(timeout=30)
+    assert error == b""
+    assert process.returncode == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_bar_only_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with bar("loading") as progress:
+        assert progress is None
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    times = iter(range(100))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    with bar("loading") as progress:
+        progress(1, 4)
+        progress(2, 4)
+    drawn = terminal.getvalue().replace("\x1b[K", "").split("\r")
+    assert [line[:9] for line in drawn if line] == ["loading |", "loading |"]
+    assert " 25% 1/4" in drawn[1]
+    assert " 50% 2/4" in drawn[2]
+    assert drawn[-1] == ""
