@@ -38,6 +38,7 @@ pub mod chat;
 pub mod sample;
 mod session;
 
+pub mod bench;
 pub mod convert;
 
 pub use chat::Message;

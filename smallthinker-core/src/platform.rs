@@ -80,6 +80,22 @@ pub fn peak_rss_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Makes [`peak_rss_bytes`] start again from the present resident set; returns whether the system did.
+pub fn reset_peak_rss() -> bool {
+    // proc(5): writing 5 resets the peak resident set size.
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Bytes of the largest CPU cache, where the system tells.
+pub fn last_level_cache_bytes() -> Option<u64> {
+    let caches = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?.flatten();
+    let sizes = caches.filter_map(|entry| {
+        let text = fs::read_to_string(entry.path().join("size")).ok()?;
+        text.trim().strip_suffix('K')?.parse::<u64>().ok()?.checked_mul(1024)
+    });
+    sizes.max()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Tokens that end the generation, besides the file's own.
     pub stop_tokens: Vec<u32>,
+    /// Go on after the file's own stop tokens, as if they were ordinary ones. For measuring speed.
+    pub ignore_stop_tokens: bool,
     /// Report log probabilities: of each chosen token and of this many most likely ones.
     pub logprobs: Option<usize>,
 }
@@ -108,7 +110,9 @@ impl Generator {
     pub(super) fn new(session: &Session, options: GenerateOptions) -> Result<Generator> {
         let tokenizer = session.model.tokenizer();
         let mut stop_tokens = options.stop_tokens;
-        stop_tokens.extend_from_slice(tokenizer.stop_ids());
+        if !options.ignore_stop_tokens {
+            stop_tokens.extend_from_slice(tokenizer.stop_ids());
+        }
         let sampler = Sampler::new(options.sampling)?;
         let model = session.model.stats();
         let now = Instant::now();

@@ -71,6 +71,11 @@ impl Session {
         self.cancel.clone()
     }
 
+    /// Obeys a flag that others share, from now on.
+    pub(crate) fn set_cancel_flag(&mut self, flag: CancelFlag) {
+        self.cancel = flag;
+    }
+
     /// Adds text. Special tokens written in it stay ordinary text.
     ///
     /// Errors: [`Error::ContextOverflow`] if the conversation would not fit; nothing is added then.
