@@ -10,7 +10,7 @@ pub(crate) const GROUP: usize = 256;
 /// 256 quantized activations: element `i` is `scale[i / 32] * q[i]`.
 ///
 /// Values are in -127..=127 (never -128: the kernels negate them). `sums` holds the sum of each 16 values, so
-/// that the constant offsets and minima of weight types cost one product per block instead of one per element.
+/// that the constant offsets and minima of weight types cost one product per block, not one per element.
 /// A block with a value that isn't finite has scale NaN and zero values, so that its products are NaN.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
@@ -61,7 +61,7 @@ impl Acts {
 
     /// Takes over `values` (`[tokens][cols]`, row by row).
     ///
-    /// With `quantized` also makes the 8-bit blocks that quantized weights need, if `cols` is a multiple of 32
+    /// With `quantized` also makes the 8-bit blocks that quantized weights need, if 32 divides `cols`
     /// (otherwise only the `f32` side exists, which is all that float weights need). Values that are not
     /// finite are allowed and make the products that they take part in NaN.
     ///

@@ -29,8 +29,8 @@ pub(crate) const TILE_TOKENS: usize = 4;
 /// Weight bytes that `matmul` keeps hot while it goes through the tokens: half of a 32 KiB first-level cache.
 const TILE_BYTES: usize = 16 * 1024;
 
-/// Rows times up to [`TILE_TOKENS`] vectors. Whoever calls a tile function promises that `rows` is whole rows of
-/// `row_bytes > 0`, that every vector of `acts` (at least one) covers a row, and that `out` has a place for
+/// Rows times up to [`TILE_TOKENS`] vectors. Whoever calls a tile function promises that `rows` is whole rows
+/// of `row_bytes > 0`, that every vector of `acts` (at least one) covers a row, and that `out` has a place for
 /// token `t` and row `r` at `t * stride + r`.
 pub(crate) struct Tile<'a> {
     rows: &'a [u8],
@@ -149,8 +149,8 @@ impl Kernels {
         Ok(())
     }
 
-    /// `out[t][r]` = row `r` · vector `tokens.start + t` of `xs`, for the `n_rows` consecutive rows in `rows`.
-    /// Every output has exactly the bits that [`matvec`](Self::matvec) gives.
+    /// `out[t][r]` = row `r` · vector `tokens.start + t` of `xs`, for the `n_rows` consecutive rows of
+    /// `rows`. Every output has exactly the bits that [`matvec`](Self::matvec) gives.
     ///
     /// Errors: as `matvec`; also if `tokens` lies outside `xs` or `out.len()` is not tokens × rows.
     #[allow(clippy::too_many_arguments)]
@@ -197,8 +197,8 @@ impl Kernels {
         Ok(())
     }
 
-    /// Quantizes a vector (a multiple of 32 elements) into `groups`, one per 256 elements, the last one padded
-    /// with zeros. Every set gives the same result.
+    /// Quantizes a vector (a multiple of 32 elements) into `groups`, one per 256 elements, the last one
+    /// padded with zeros. Every set gives the same result.
     pub fn quantize_acts(&self, x: &[f32], groups: &mut [ActGroup]) -> Result<()> {
         if !x.len().is_multiple_of(32) || groups.len() != x.len().div_ceil(acts::GROUP) {
             let detail = format_args!("{} values, {} groups", x.len(), groups.len()).to_string();

@@ -299,7 +299,7 @@ fn axpy_f32(acc: &mut [f32], w: f32, v: &[f32]) {
 fn f32_to_f16(src: &[f32], out: &mut [u16]) {
     let ((src, src_rest), (out, out_rest)) = (src.as_chunks::<4>(), out.as_chunks_mut::<4>());
     for (x, out) in src.iter().zip(out) {
-        // SAFETY: four initialised floats; room for four halves; the conversion is in the base instruction set
+        // SAFETY: four initialised floats; room for four halves; the conversion is a base instruction
         // and rounds to nearest even in the default mode.
         unsafe {
             let halves: uint16x4_t;

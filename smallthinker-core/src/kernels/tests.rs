@@ -1,5 +1,5 @@
-//! Every kernel set of this machine against naive arithmetic on dequantized weights (which has its own oracle,
-//! see the tests of `tensor`), over swept shapes. Outputs start as NaN, so that one left out shows.
+//! Every kernel set of this machine against naive arithmetic on dequantized weights (which has its own
+//! oracle, see the tests of `tensor`), over swept shapes. Outputs start as NaN, so that one left out shows.
 
 mod ops;
 
@@ -306,7 +306,8 @@ proptest! {
         let mut rng = Rng(seed);
         let mut bytes = weights(&mut rng, dtype, rows, cols, false);
         set_scales(dtype, &mut bytes, || rng.unit() * 2.0_f32.powi(magnitude));
-        let x: Vec<f32> = rng.vector(tokens * cols).into_iter().map(|x| x * 2.0_f32.powi(-magnitude)).collect();
+        let x = rng.vector(tokens * cols);
+        let x: Vec<f32> = x.into_iter().map(|x| x * 2.0_f32.powi(-magnitude)).collect();
         check(dtype, &bytes, rows, cols, &x, false);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn cast<P: Plain>(bytes: &[u8]) -> (&[P], &[u8]) {
     const { assert!(align_of::<P>() == 1 && size_of::<P>() > 0) };
     let count = bytes.len() / size_of::<P>();
     let (whole, rest) = bytes.split_at(count * size_of::<P>());
-    // SAFETY: `whole` holds exactly `count` values; `P: Plain` makes every byte pattern valid and alignment 1.
+    // SAFETY: `whole` holds exactly `count` values; `P: Plain` makes every pattern valid and alignment 1.
     (unsafe { std::slice::from_raw_parts(whole.as_ptr().cast::<P>(), count) }, rest)
 }
 
@@ -88,7 +88,7 @@ block!(/// Signed bytes; value `d * q`.
     BlockQ8_0, Q8_0, { d: [u8; 2], qs: [i8; 32] });
 block!(/// Eight sub-blocks of 32 with 6-bit scales and minima; value `d * scale * q - dmin * min`.
     BlockQ4K, Q4_K, { d: [u8; 2], dmin: [u8; 2], scales: [u8; 12], qs: [u8; 128] });
-block!(/// As Q4_K with a fifth bit per element in `qh`: bit `s` of byte `l` belongs to element `l` of sub-block `s`.
+block!(/// As Q4_K with a fifth bit per element in `qh`: bit `s` of byte `l` is element `l` of sub-block `s`.
     BlockQ5K, Q5_K, { d: [u8; 2], dmin: [u8; 2], scales: [u8; 12], qh: [u8; 32], qs: [u8; 128] });
 block!(/// Sixteen sub-blocks of 16 with 8-bit scales; value `d * scale * (q - 32)`.
     BlockQ6K, Q6_K, { ql: [u8; 128], qh: [u8; 64], scales: [i8; 16], d: [u8; 2] });
@@ -119,7 +119,7 @@ fn fifth_bits(qh: [u8; 4], qs: &[u8; 16]) -> [i8; SUB] {
     std::array::from_fn(|i| low[i] | ((((bits >> i) & 1) as i8) << 4))
 }
 
-/// Sub-block `s` of the 128 nibble bytes of a K-quant: low nibbles of chunk `s / 2` if `s` is even, else high.
+/// Sub-block `s` of the 128 nibble bytes of a K-quant: low nibbles of chunk `s / 2` for even `s`, else high.
 #[inline]
 fn k_nibbles(qs: &[u8; 128], s: usize) -> [i8; SUB] {
     let start = 32 * (s / 2 % 4);

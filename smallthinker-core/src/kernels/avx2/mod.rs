@@ -1,7 +1,7 @@
 //! Kernels for x86-64 with AVX2, FMA and F16C.
 //!
-//! The functions here are safe to call from functions with the same target features; the only unsafe steps are
-//! loads and stores through references to arrays of exactly a vector's size.
+//! The functions here are safe to call from functions with the same target features; the only unsafe steps
+//! are loads and stores through references to arrays of exactly a vector's size.
 
 mod blocks;
 mod float;
@@ -88,7 +88,8 @@ pub(super) fn sum(x: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// Asks for the cache lines that lie [`PREFETCH_BYTES`] after `value`. The address may lie outside the weights.
+/// Asks for the cache lines that lie [`PREFETCH_BYTES`] after `value`. The address may lie outside
+/// the weights.
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -156,8 +157,8 @@ fn group_tile<F: Format>(t: Tile<'_>) {
     }
 }
 
-/// Lane `b` of a sum takes the blocks `b`, `b + 8`, `b + 16`, ... in this order, and the lanes are added at the
-/// end. That depends neither on `T` nor on other outputs, so that a product with many vectors has the bits
+/// Lane `b` of a sum takes the blocks `b`, `b + 8`, `b + 16`, ... in this order, and the lanes are added at
+/// the end. That depends neither on `T` nor on other outputs, so that a product with many vectors has the bits
 /// of one with each.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn group_rows<F: Format, const T: usize>(mut t: Tile<'_>) {
