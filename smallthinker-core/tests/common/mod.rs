@@ -1,5 +1,5 @@
 //! Small random models of every shape, written as GGUF files, and a plain forward pass to compare with.
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code, unused_imports, unreachable_pub)] // each test binary uses a part
 
 mod naive;
 

@@ -93,8 +93,8 @@ fn route(s: &Spec, logits: &[f64]) -> Vec<(usize, f64)> {
 }
 
 fn attend(s: &Spec, layer: usize, x: &[Vec<f64>], get: &dyn Fn(&str) -> Matrix) -> Matrix {
-    let global = s.window == 0 || layer % 4 == 0;
-    let rotates = s.window == 0 || layer % 4 != 0;
+    let global = s.window == 0 || layer.is_multiple_of(4);
+    let rotates = s.window == 0 || !layer.is_multiple_of(4);
     let weight = get("attn_norm");
     let normed: Matrix = x.iter().map(|x| norm(x, &weight[0])).collect();
     let heads = |name: &str, turn: bool| -> Vec<Matrix> {
@@ -111,17 +111,18 @@ fn attend(s: &Spec, layer: usize, x: &[Vec<f64>], get: &dyn Fn(&str) -> Matrix) 
         .map(|p| {
             let first = if global { 0 } else { (p + 1).saturating_sub(s.window) };
             let mut joined = Vec::new();
-            for h in 0..s.heads {
+            for (h, q) in q[p].iter().enumerate() {
                 let g = h / (s.heads / s.kv_heads);
-                let dot = |i: usize| q[p][h].iter().zip(&k[i][g]).map(|(a, b)| a * b).sum::<f64>();
+                let dot = |i: usize| q.iter().zip(&k[i][g]).map(|(a, b)| a * b).sum::<f64>();
                 let scores: Vec<f64> = (first..=p).map(|i| dot(i) / (s.head_dim as f64).sqrt()).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
-                for d in 0..s.head_dim {
-                    joined.push(
-                        scores.iter().zip(first..).map(|(x, i)| (x - max).exp() / sum * v[i][g][d]).sum(),
-                    );
+                let mut mixed = vec![0.0; s.head_dim];
+                for (score, i) in scores.iter().zip(first..) {
+                    let share = (score - max).exp() / sum;
+                    mixed.iter_mut().zip(&v[i][g]).for_each(|(m, v)| *m += share * v);
                 }
+                joined.extend(mixed);
             }
             times(&out, &joined)
         })
