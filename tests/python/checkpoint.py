@@ -81,7 +81,7 @@ def _config(kv, tied):
 
 def _tokenizer(kv):
     tokens, types = kv["tokenizer.ggml.tokens"], kv["tokenizer.ggml.token_type"]
-    merges = [tuple(m.split(" ")) for m in kv["tokenizer.ggml.merges"]]
+    merges = [tuple(m.split(" ")) for m in kv.get("tokenizer.ggml.merges", [])]
     ids = {t: i for i, (t, kind) in enumerate(zip(tokens, types)) if kind == 1}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([

@@ -99,7 +99,7 @@ def test_k_quants(name, tmp_path):
     w.add_token_list(tokens); w.add_token_merges([]); w.add_token_types([1] * 256 + [3])  # noqa: E702
     w.add_eos_token_id(256)
     f32 = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-    w.add_tensor("token_embd.weight", f32(257, hidden))
+    w.add_tensor("token_embd.weight", 0.1 * f32(257, hidden))
     w.add_tensor("output_norm.weight", 1 + 0.1 * f32(hidden))
     for i in range(layers):
         for n in ("attn_norm", "ffn_norm"):
@@ -115,7 +115,8 @@ def test_k_quants(name, tmp_path):
     ids = rng.integers(0, 256, 50).tolist()
     reference = reference_logits(tmp_path / "hf", ids, tmp_path / "reference.npy")
     kl = divergence(reference, engine_logits(tmp_path / "model.gguf", ids))
-    print(f"{name}: median KL {np.median(kl):.2e}, worst {kl.max():.2e}")
+    print(f"{name}: logits of deviation {reference.std():.1f}, median KL {np.median(kl):.2e}, worst {kl.max():.2e}")
+    assert reference.std() < 4, "a distribution of one token would hide differences"
     assert np.median(kl) < 1e-3
 
 
