@@ -8,15 +8,17 @@
  *
  * - A function that can fail returns an st_status; what went wrong is in st_last_error_message(), per thread.
  *   Results go through pointers, and are written on success only.
- * - Pointers must be NULL or valid: pointing to what the signature says, as long as is said, and not changed by
- *   anyone else during the call. NULL where something is needed gives ST_INVALID_ARGUMENT and a message that
- *   names the argument. An array or text of length 0 may be NULL. Every free function allows NULL.
+ * - Pointers must be NULL or valid: pointing to what the signature says, as long as is said, and not changed
+ *   by anyone else during the call. NULL where something is needed gives ST_INVALID_ARGUMENT and a message
+ *   that names the argument. An array or text of length 0 may be NULL. Every free function allows NULL.
  * - Text that is passed in is UTF-8 with a length in bytes, or NUL-terminated where no length is asked for;
- *   invalid UTF-8 gives ST_INVALID_ARGUMENT. File names are NUL-terminated bytes of the system (UTF-8 on Windows).
+ *   invalid UTF-8 gives ST_INVALID_ARGUMENT. File names are NUL-terminated bytes of the system (UTF-8 on
+ *   Windows).
  * - What the library allocates is freed by the function that the documentation names, never by free().
  * - `const` arguments are not changed. Handles may move between threads. A model may be used by any number of
  *   threads at once, a session by one at a time; freeing needs that nobody else uses the handle.
- * - Callbacks get their user data first, run on the thread that made the call, and return non-zero to stop it.
+ * - Callbacks get their user data first, run on the thread that made the call, and return non-zero to stop
+ *   it.
  * - Structs that start with `size` may grow in later versions: initialise options by their init function, set
  *   `size` of structs that are filled for you. Then programs keep working with a newer library.
  */
@@ -145,8 +147,9 @@ typedef struct st_model st_model;
 /// progress returns ST_BUSY. Only st_session_cancel may be called at any time.
 typedef struct st_session st_session;
 
-/// Called while a model is loaded, on the thread that called st_model_open. `done` of `total` bytes are loaded.
-/// Return 0 to go on; anything else cancels the load. Must return normally: no longjmp, no C++ exception.
+/// Called while a model is loaded, on the thread that called st_model_open. `done` of `total` bytes are
+/// loaded. Return 0 to go on; anything else cancels the load. Must return normally: no longjmp, no C++
+/// exception.
 typedef int (*st_progress_callback)(void *user_data, uint64_t done, uint64_t total);
 
 /// How to open a model. Fill it with st_model_options_init, then change what you need.
@@ -194,7 +197,8 @@ typedef struct st_generate_options {
     float top_p;
     /// Keep tokens at least this share as likely as the most likely one: 0 to 1. Default 0, all.
     float min_p;
-    /// Above 1 discourages tokens that occurred, below 1 encourages them. Above 0, finite. Default 1, neither.
+    /// Above 1 discourages tokens that occurred, below 1 encourages them. Above 0, finite. Default 1,
+    /// neither.
     float repetition_penalty;
     /// Keep this many most likely tokens. Default 0, all.
     size_t top_k;
@@ -204,7 +208,8 @@ typedef struct st_generate_options {
     uint64_t seed;
     /// 0, the default, draws a seed from the system; st_generation_stats tells which.
     int32_t has_seed;
-    /// Log probabilities: -1, the default, none; 0 the chosen token's; n also those of the n most likely ones.
+    /// Log probabilities: -1, the default, none; 0 the chosen token's; n also those of the n most likely
+    /// ones.
     int32_t logprobs;
     /// Texts that end the generation and are not part of it: `stop_count` strings, NUL-terminated UTF-8.
     const char *const *stop;
@@ -247,7 +252,8 @@ typedef struct st_plan {
     uint64_t experts;
     /// Least budget that can run the model.
     uint64_t floor;
-    /// Weight bytes that one token touches; with a budget near it almost every expert is read for every token.
+    /// Weight bytes that one token touches; with a budget near it almost every expert is read for every
+    /// token.
     uint64_t per_token;
     /// Budget at which nothing is ever read twice, with one session at the full context.
     uint64_t everything;
@@ -303,7 +309,8 @@ typedef struct st_token_logprob {
 
 /// One step of a generation. The callback may use it, and what it points to, until it returns.
 typedef struct st_piece {
-    /// Text that became certain: whole UTF-8 characters, no part of a stop text. May be empty; a NUL follows it.
+    /// Text that became certain: whole UTF-8 characters, no part of a stop text. May be empty; a NUL follows
+    /// it.
     const char *text;
     /// Bytes of `text`, without that NUL.
     size_t text_length;
@@ -322,8 +329,9 @@ typedef struct st_piece {
 } st_piece;
 
 /// Called for each step of a generation, on the thread that called st_session_generate. Return 0 to go on;
-/// anything else ends the generation with ST_FINISH_CANCELLED. Must return normally: no longjmp, no C++ exception.
-/// The session is in use meanwhile: of its functions only st_session_cancel works (others return ST_BUSY).
+/// anything else ends the generation with ST_FINISH_CANCELLED. Must return normally: no longjmp, no C++
+/// exception. The session is in use meanwhile: of its functions only st_session_cancel works (others return
+/// ST_BUSY).
 typedef int (*st_piece_callback)(void *user_data, const struct st_piece *piece);
 
 /// What a generation was and how fast. Prefill is the evaluation of the prompt, decode everything after the
@@ -458,8 +466,8 @@ st_status st_model_tokenize(const struct st_model *model,
 /// Converts tokens to text; bytes that form no character become U+FFFD. Control tokens are left out if
 /// `skip_special` is not 0, else they appear as their names.
 ///
-/// On success *text is a new NUL-terminated string; free it with st_string_free. *length is its length without
-/// that NUL; `length` may be NULL.
+/// On success *text is a new NUL-terminated string; free it with st_string_free. *length is its length
+/// without that NUL; `length` may be NULL.
 /// Thread-safe. Errors: ST_INVALID_ARGUMENT, also for a token outside the vocabulary.
 st_status st_model_detokenize(const struct st_model *model,
                               const uint32_t *tokens,
@@ -486,42 +494,36 @@ st_status st_session_new(const struct st_model *model, struct st_session **sessi
 /// may cancel it first. Not from its own callbacks.
 void st_session_free(struct st_session *session);
 
-/// Stops the call in progress on the session, in prefill, decode or a wait for the disk, within the time of one
-/// layer; generation then ends with ST_FINISH_CANCELLED, other calls with ST_CANCELLED. Without a call in progress
-/// it does nothing: the next call starts afresh.
+/// Stops the call in progress on the session, in prefill, decode or a wait for the disk, within the time of
+/// one layer; generation then ends with ST_FINISH_CANCELLED, other calls with ST_CANCELLED. Without a call in
+/// progress it does nothing: the next call starts afresh.
 ///
 /// Thread-safe, and safe in a signal handler, as long as the session is not being freed. Errors:
 /// ST_INVALID_ARGUMENT if `session` is NULL (do not risk that one in a signal handler).
 st_status st_session_cancel(const struct st_session *session);
 
-/// Adds `length` bytes of UTF-8 to the conversation. Control tokens written in it stay ordinary text. They are
-/// evaluated by the next generation or st_session_evaluate.
+/// Adds `length` bytes of UTF-8 to the conversation. Control tokens written in it stay ordinary text. They
+/// are evaluated by the next generation or st_session_evaluate.
 ///
 /// Errors: ST_CONTEXT_OVERFLOW if they don't fit, ST_INVALID_ARGUMENT, ST_BUSY; nothing is added then.
-st_status st_session_append_text(struct st_session *session,
-                                 const char *text,
-                                 size_t length);
+st_status st_session_append_text(struct st_session *session, const char *text, size_t length);
 
-/// Adds `count` tokens to the conversation; otherwise as st_session_append_text. At the start of a conversation
-/// the model's BOS token goes before them, if it wants one.
-st_status st_session_append_tokens(struct st_session *session,
-                                   const uint32_t *tokens,
-                                   size_t count);
+/// Adds `count` tokens to the conversation; otherwise as st_session_append_text. At the start of a
+/// conversation the model's BOS token goes before them, if it wants one.
+st_status st_session_append_tokens(struct st_session *session, const uint32_t *tokens, size_t count);
 
 /// Makes the conversation these `count` messages, written by the model's chat template and ready for the
 /// assistant's turn. The part that is already evaluated is not evaluated again. Message text never becomes a
 /// control token, so it can't forge a turn.
 ///
-/// Errors: ST_CONTEXT_OVERFLOW, ST_INVALID_ARGUMENT (also when the template refuses the messages), ST_BUSY; the
-/// conversation is unchanged then.
-st_status st_session_set_chat(struct st_session *session,
-                              const struct st_message *messages,
-                              size_t count);
+/// Errors: ST_CONTEXT_OVERFLOW, ST_INVALID_ARGUMENT (also when the template refuses the messages), ST_BUSY;
+/// the conversation is unchanged then.
+st_status st_session_set_chat(struct st_session *session, const struct st_message *messages, size_t count);
 
 /// Evaluates the tokens added since the last evaluation, so that a later generation starts at once.
 ///
-/// Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT. The conversation stays; the call can be
-/// repeated.
+/// Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT. The conversation stays; the call can
+/// be repeated.
 st_status st_session_evaluate(struct st_session *session);
 
 /// Makes a second conversation with the same past; what is evaluated is shared, not computed again.
@@ -542,10 +544,9 @@ st_status st_session_save(const struct st_session *session, const char *file);
 /// Reads a conversation that st_session_save wrote with the same model file and kv_type.
 ///
 /// On success *session is new; free it with st_session_free.
-/// Errors: ST_NOT_FOUND, ST_IO, ST_MALFORMED, ST_UNSUPPORTED (another model or kv_type), ST_BUDGET, ST_INVALID_ARGUMENT.
-st_status st_session_load(const struct st_model *model,
-                          const char *file,
-                          struct st_session **session);
+/// Errors: ST_NOT_FOUND, ST_IO, ST_MALFORMED, ST_UNSUPPORTED (another model or kv_type), ST_BUDGET,
+/// ST_INVALID_ARGUMENT.
+st_status st_session_load(const struct st_model *model, const char *file, struct st_session **session);
 
 /// Writes the number of tokens of the conversation, prompts and generated ones.
 ///
@@ -558,25 +559,26 @@ st_status st_session_token_count(const struct st_session *session, size_t *count
 /// Errors: ST_BUSY, ST_INVALID_ARGUMENT.
 st_status st_session_tokens(const struct st_session *session, uint32_t **tokens, size_t *count);
 
-/// Evaluates the whole conversation again and gives the logits after each of its tokens, always of the full head.
+/// Evaluates the whole conversation again and gives the logits after each of its tokens, always of the full
+/// head.
 ///
-/// On success *logits is a new array of *count floats, one row of st_model_vocab_size floats for each token; free
-/// it with st_logits_free. Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT.
-st_status st_session_logits(struct st_session *session,
-                            float **logits,
-                            size_t *count);
+/// On success *logits is a new array of *count floats, one row of st_model_vocab_size floats for each token;
+/// free it with st_logits_free. Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT.
+st_status st_session_logits(struct st_session *session, float **logits, size_t *count);
 
 /// Frees logits that this library returned; NULL is allowed.
 void st_logits_free(float *logits);
 
-/// Continues the conversation. The generated tokens become part of it. `options` may be NULL for the defaults,
-/// which are greedy and unlimited; so may be `on_piece` (called with `user_data` for each step), `text` and `stats`.
+/// Continues the conversation. The generated tokens become part of it. `options` may be NULL for the
+/// defaults, which are greedy and unlimited; so may be `on_piece` (called with `user_data` for each step),
+/// `text` and `stats`.
 ///
-/// On success *text is the whole text as a new NUL-terminated string (free it with st_string_free; its length is
-/// in stats->text_length), and *stats, whose `size` is set first, says why and how fast. Both are also written
-/// after a cancellation, which is no error.
-/// Errors: ST_INVALID_ARGUMENT (options outside their range, no token to continue), ST_IO, ST_BUDGET, ST_INTERNAL,
-/// ST_BUSY. The session keeps its tokens, those generated so far included, and can be used again.
+/// On success *text is the whole text as a new NUL-terminated string (free it with st_string_free; its length
+/// is in stats->text_length), and *stats, whose `size` is set first, says why and how fast. Both are also
+/// written after a cancellation, which is no error.
+/// Errors: ST_INVALID_ARGUMENT (options outside their range, no token to continue), ST_IO, ST_BUDGET,
+/// ST_INTERNAL, ST_BUSY. The session keeps its tokens, those generated so far included, and can be used
+/// again.
 st_status st_session_generate(struct st_session *session,
                               const struct st_generate_options *options,
                               void *user_data,

@@ -27,7 +27,8 @@ pub struct st_token_logprob {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct st_piece {
-    /// Text that became certain: whole UTF-8 characters, no part of a stop text. May be empty; a NUL follows it.
+    /// Text that became certain: whole UTF-8 characters, no part of a stop text. May be empty; a NUL follows
+    /// it.
     pub text: *const c_char,
     /// Bytes of `text`, without that NUL.
     pub text_length: usize,
@@ -46,19 +47,22 @@ pub struct st_piece {
 }
 
 /// Called for each step of a generation, on the thread that called st_session_generate. Return 0 to go on;
-/// anything else ends the generation with ST_FINISH_CANCELLED. Must return normally: no longjmp, no C++ exception.
-/// The session is in use meanwhile: of its functions only st_session_cancel works (others return ST_BUSY).
+/// anything else ends the generation with ST_FINISH_CANCELLED. Must return normally: no longjmp, no C++
+/// exception. The session is in use meanwhile: of its functions only st_session_cancel works (others return
+/// ST_BUSY).
 pub type st_piece_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, piece: *const st_piece) -> c_int>;
 
-/// Continues the conversation. The generated tokens become part of it. `options` may be NULL for the defaults,
-/// which are greedy and unlimited; so may be `on_piece` (called with `user_data` for each step), `text` and `stats`.
+/// Continues the conversation. The generated tokens become part of it. `options` may be NULL for the
+/// defaults, which are greedy and unlimited; so may be `on_piece` (called with `user_data` for each step),
+/// `text` and `stats`.
 ///
-/// On success *text is the whole text as a new NUL-terminated string (free it with st_string_free; its length is
-/// in stats->text_length), and *stats, whose `size` is set first, says why and how fast. Both are also written
-/// after a cancellation, which is no error.
-/// Errors: ST_INVALID_ARGUMENT (options outside their range, no token to continue), ST_IO, ST_BUDGET, ST_INTERNAL,
-/// ST_BUSY. The session keeps its tokens, those generated so far included, and can be used again.
+/// On success *text is the whole text as a new NUL-terminated string (free it with st_string_free; its length
+/// is in stats->text_length), and *stats, whose `size` is set first, says why and how fast. Both are also
+/// written after a cancellation, which is no error.
+/// Errors: ST_INVALID_ARGUMENT (options outside their range, no token to continue), ST_IO, ST_BUDGET,
+/// ST_INTERNAL, ST_BUSY. The session keeps its tokens, those generated so far included, and can be used
+/// again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_session_generate(
     session: *mut st_session,

@@ -155,8 +155,8 @@ pub unsafe extern "C" fn st_model_tokenize(
 /// Converts tokens to text; bytes that form no character become U+FFFD. Control tokens are left out if
 /// `skip_special` is not 0, else they appear as their names.
 ///
-/// On success *text is a new NUL-terminated string; free it with st_string_free. *length is its length without
-/// that NUL; `length` may be NULL.
+/// On success *text is a new NUL-terminated string; free it with st_string_free. *length is its length
+/// without that NUL; `length` may be NULL.
 /// Thread-safe. Errors: ST_INVALID_ARGUMENT, also for a token outside the vocabulary.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_model_detokenize(

@@ -10,8 +10,9 @@ use crate::handle::{array, c_text};
 use crate::sized::{Growing, init, read_sized};
 use crate::status::{Failure, Result, st_status};
 
-/// Called while a model is loaded, on the thread that called st_model_open. `done` of `total` bytes are loaded.
-/// Return 0 to go on; anything else cancels the load. Must return normally: no longjmp, no C++ exception.
+/// Called while a model is loaded, on the thread that called st_model_open. `done` of `total` bytes are
+/// loaded. Return 0 to go on; anything else cancels the load. Must return normally: no longjmp, no C++
+/// exception.
 pub type st_progress_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, done: u64, total: u64) -> c_int>;
 
@@ -88,7 +89,8 @@ pub struct st_generate_options {
     pub top_p: f32,
     /// Keep tokens at least this share as likely as the most likely one: 0 to 1. Default 0, all.
     pub min_p: f32,
-    /// Above 1 discourages tokens that occurred, below 1 encourages them. Above 0, finite. Default 1, neither.
+    /// Above 1 discourages tokens that occurred, below 1 encourages them. Above 0, finite. Default 1,
+    /// neither.
     pub repetition_penalty: f32,
     /// Keep this many most likely tokens. Default 0, all.
     pub top_k: usize,
@@ -98,7 +100,8 @@ pub struct st_generate_options {
     pub seed: u64,
     /// 0, the default, draws a seed from the system; st_generation_stats tells which.
     pub has_seed: i32,
-    /// Log probabilities: -1, the default, none; 0 the chosen token's; n also those of the n most likely ones.
+    /// Log probabilities: -1, the default, none; 0 the chosen token's; n also those of the n most likely
+    /// ones.
     pub logprobs: i32,
     /// Texts that end the generation and are not part of it: `stop_count` strings, NUL-terminated UTF-8.
     pub stop: *const *const c_char,
@@ -176,7 +179,10 @@ pub unsafe extern "C" fn st_model_options_init(options: *mut st_model_options, s
 ///
 /// Errors: ST_INVALID_ARGUMENT if `options` is NULL or `size` can't be right.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn st_generate_options_init(options: *mut st_generate_options, size: usize) -> st_status {
+pub unsafe extern "C" fn st_generate_options_init(
+    options: *mut st_generate_options,
+    size: usize,
+) -> st_status {
     // SAFETY: the caller's contract.
     guard(|| unsafe { init(options, size) })
 }

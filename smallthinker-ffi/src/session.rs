@@ -84,9 +84,9 @@ pub unsafe extern "C" fn st_session_free(session: *mut st_session) {
     });
 }
 
-/// Stops the call in progress on the session, in prefill, decode or a wait for the disk, within the time of one
-/// layer; generation then ends with ST_FINISH_CANCELLED, other calls with ST_CANCELLED. Without a call in progress
-/// it does nothing: the next call starts afresh.
+/// Stops the call in progress on the session, in prefill, decode or a wait for the disk, within the time of
+/// one layer; generation then ends with ST_FINISH_CANCELLED, other calls with ST_CANCELLED. Without a call in
+/// progress it does nothing: the next call starts afresh.
 ///
 /// Thread-safe, and safe in a signal handler, as long as the session is not being freed. Errors:
 /// ST_INVALID_ARGUMENT if `session` is NULL (do not risk that one in a signal handler).
@@ -99,8 +99,8 @@ pub unsafe extern "C" fn st_session_cancel(session: *const st_session) -> st_sta
     })
 }
 
-/// Adds `length` bytes of UTF-8 to the conversation. Control tokens written in it stay ordinary text. They are
-/// evaluated by the next generation or st_session_evaluate.
+/// Adds `length` bytes of UTF-8 to the conversation. Control tokens written in it stay ordinary text. They
+/// are evaluated by the next generation or st_session_evaluate.
 ///
 /// Errors: ST_CONTEXT_OVERFLOW if they don't fit, ST_INVALID_ARGUMENT, ST_BUSY; nothing is added then.
 #[unsafe(no_mangle)]
@@ -116,8 +116,8 @@ pub unsafe extern "C" fn st_session_append_text(
     })
 }
 
-/// Adds `count` tokens to the conversation; otherwise as st_session_append_text. At the start of a conversation
-/// the model's BOS token goes before them, if it wants one.
+/// Adds `count` tokens to the conversation; otherwise as st_session_append_text. At the start of a
+/// conversation the model's BOS token goes before them, if it wants one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_session_append_tokens(
     session: *mut st_session,
@@ -126,8 +126,7 @@ pub unsafe extern "C" fn st_session_append_tokens(
 ) -> st_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let (session, tokens) =
-            unsafe { (required(session, "session")?, array(tokens, count, "tokens")?) };
+        let (session, tokens) = unsafe { (required(session, "session")?, array(tokens, count, "tokens")?) };
         Ok(session.lock()?.append_tokens(tokens)?)
     })
 }
@@ -136,8 +135,8 @@ pub unsafe extern "C" fn st_session_append_tokens(
 /// assistant's turn. The part that is already evaluated is not evaluated again. Message text never becomes a
 /// control token, so it can't forge a turn.
 ///
-/// Errors: ST_CONTEXT_OVERFLOW, ST_INVALID_ARGUMENT (also when the template refuses the messages), ST_BUSY; the
-/// conversation is unchanged then.
+/// Errors: ST_CONTEXT_OVERFLOW, ST_INVALID_ARGUMENT (also when the template refuses the messages), ST_BUSY;
+/// the conversation is unchanged then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_session_set_chat(
     session: *mut st_session,
@@ -165,8 +164,8 @@ pub unsafe extern "C" fn st_session_set_chat(
 
 /// Evaluates the tokens added since the last evaluation, so that a later generation starts at once.
 ///
-/// Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT. The conversation stays; the call can be
-/// repeated.
+/// Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT. The conversation stays; the call can
+/// be repeated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_session_evaluate(session: *mut st_session) -> st_status {
     guard(|| {
@@ -180,7 +179,10 @@ pub unsafe extern "C" fn st_session_evaluate(session: *mut st_session) -> st_sta
 ///
 /// On success *fork is new; free it with st_session_free. Errors: ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn st_session_fork(session: *const st_session, fork: *mut *mut st_session) -> st_status {
+pub unsafe extern "C" fn st_session_fork(
+    session: *const st_session,
+    fork: *mut *mut st_session,
+) -> st_status {
     guard(|| {
         // SAFETY: the caller's contract.
         let (session, out) = unsafe { (required(session, "session")?, output(fork, "fork")?) };
@@ -217,7 +219,8 @@ pub unsafe extern "C" fn st_session_save(session: *const st_session, file: *cons
 /// Reads a conversation that st_session_save wrote with the same model file and kv_type.
 ///
 /// On success *session is new; free it with st_session_free.
-/// Errors: ST_NOT_FOUND, ST_IO, ST_MALFORMED, ST_UNSUPPORTED (another model or kv_type), ST_BUDGET, ST_INVALID_ARGUMENT.
+/// Errors: ST_NOT_FOUND, ST_IO, ST_MALFORMED, ST_UNSUPPORTED (another model or kv_type), ST_BUDGET,
+/// ST_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_session_load(
     model: *const st_model,
@@ -264,10 +267,11 @@ pub unsafe extern "C" fn st_session_tokens(
     })
 }
 
-/// Evaluates the whole conversation again and gives the logits after each of its tokens, always of the full head.
+/// Evaluates the whole conversation again and gives the logits after each of its tokens, always of the full
+/// head.
 ///
-/// On success *logits is a new array of *count floats, one row of st_model_vocab_size floats for each token; free
-/// it with st_logits_free. Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT.
+/// On success *logits is a new array of *count floats, one row of st_model_vocab_size floats for each token;
+/// free it with st_logits_free. Errors: ST_CANCELLED, ST_IO, ST_BUDGET, ST_BUSY, ST_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn st_session_logits(
     session: *mut st_session,

@@ -17,8 +17,8 @@ pub(crate) unsafe trait Growing: Copy {
 /// No struct of ours will be larger: a larger size is an uninitialised one.
 const MAX_SIZE: usize = 4096;
 
-/// Reads a caller's struct of any version; NULL gives the defaults. Fields beyond the caller's size take their
-/// defaults. Fields that this version does not know must be zero: it could not do what they ask.
+/// Reads a caller's struct of any version; NULL gives the defaults. Fields beyond the caller's size take
+/// their defaults. Fields that this version does not know must be zero: it could not do what they ask.
 pub(crate) unsafe fn read_sized<T: Growing>(pointer: *const T, name: &str) -> Result<T> {
     let mut value = T::defaults();
     if pointer.is_null() {
@@ -40,7 +40,8 @@ pub(crate) unsafe fn read_sized<T: Growing>(pointer: *const T, name: &str) -> Re
     Ok(value)
 }
 
-/// Where a struct of the caller's version goes; its `size` is read now, the rest written by [`SizedOutput::write`].
+/// Where a struct of the caller's version goes; its `size` is read now, the rest written by
+/// [`SizedOutput::write`].
 pub(crate) struct SizedOutput<T> {
     pointer: *mut T,
     size: usize,
@@ -61,11 +62,15 @@ impl<T: Copy> SizedOutput<T> {
     pub(crate) fn write(self, value: &T) {
         let (bytes, head) = (self.pointer.cast::<u8>(), size_of::<usize>());
         let known = size_of::<T>().min(self.size);
-        // SAFETY: the caller's struct has `self.size` bytes (contract of `new`) and `known` is at most that; the
-        // size field stays as the caller set it.
+        // SAFETY: the caller's struct has `self.size` bytes (contract of `new`) and `known` is at most that;
+        // the size field stays as the caller set it.
         unsafe {
             ptr::write_bytes(bytes.add(head), 0, self.size - head);
-            ptr::copy_nonoverlapping((&raw const *value).cast::<u8>().add(head), bytes.add(head), known - head);
+            ptr::copy_nonoverlapping(
+                (&raw const *value).cast::<u8>().add(head),
+                bytes.add(head),
+                known - head,
+            );
         }
     }
 }

@@ -48,7 +48,8 @@ pub struct st_plan {
     pub experts: u64,
     /// Least budget that can run the model.
     pub floor: u64,
-    /// Weight bytes that one token touches; with a budget near it almost every expert is read for every token.
+    /// Weight bytes that one token touches; with a budget near it almost every expert is read for every
+    /// token.
     pub per_token: u64,
     /// Budget at which nothing is ever read twice, with one session at the full context.
     pub everything: u64,

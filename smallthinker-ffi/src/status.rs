@@ -156,10 +156,7 @@ mod tests {
             (io(io::ErrorKind::NotFound), ST_NOT_FOUND),
             (io(io::ErrorKind::PermissionDenied), ST_IO),
             (Error::ShortRead { path: file(), offset: 0, expected: 2, got: 1 }, ST_IO),
-            (
-                Error::Malformed { path: file(), field: text(), found: text(), allowed: text() },
-                ST_MALFORMED,
-            ),
+            (Error::Malformed { path: file(), field: text(), found: text(), allowed: text() }, ST_MALFORMED),
             (
                 Error::Unsupported { path: file(), field: text(), found: text(), supported: text() },
                 ST_UNSUPPORTED,

@@ -3,8 +3,8 @@
 #
 #     tests/c/run.sh MODEL.gguf
 #
-# Builds the library, then test_api.c as C11 and as C++17 against the static and the shared library, and once more
-# under AddressSanitizer with leak detection, and runs them all. Also builds examples/chat.c.
+# Builds the library, then test_api.c as C11 and as C++17 against the static and the shared library, and once
+# more under AddressSanitizer with leak detection, and runs them all. Also builds and runs examples/chat.c.
 # Variables: CC, CXX, CARGO_TARGET_DIR, ST_PROFILE (dev, the default, or release).
 set -eu
 
