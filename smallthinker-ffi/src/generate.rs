@@ -84,7 +84,7 @@ pub unsafe extern "C" fn st_session_generate(
         let mut session_lock = session.lock()?;
         let mut generation = session_lock.generate(options)?;
         let (mut whole, mut stopped) = (String::new(), false);
-        while let Some(piece) = generation.next() {
+        for piece in generation.by_ref() {
             let piece = piece?;
             if let Some(on_piece) = on_piece {
                 let call = |piece: &st_piece| {
