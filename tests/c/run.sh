@@ -50,6 +50,25 @@ $c -fsanitize=address -fno-omit-frame-pointer -o "$out/c-asan" tests/c/test_api.
 nm "$out/c-asan" | grep -q __asan_
 $c -o "$out/chat" examples/chat.c $static
 
+echo "# The leak check finds a leak"
+cat > "$out/leak.c" <<'C'
+#include <smallthinker.h>
+int main(void) {
+    st_model *model = NULL;
+    uint32_t *tokens = NULL;
+    size_t count = 0;
+    if (st_model_open(MODEL, NULL, &model) == ST_OK) {
+        st_model_tokenize(model, "a b", 3, 0, &tokens, &count);
+        tokens = NULL;
+    }
+    st_model_free(model);
+    return 0;
+}
+C
+$c -fsanitize=address "-DMODEL=\"$model\"" -o "$out/leak" "$out/leak.c" $static
+if "$out/leak" 2> "$out/leak.txt"; then echo "the leak was not found" >&2; exit 1; fi
+grep -q "LeakSanitizer: detected memory leaks" "$out/leak.txt"
+
 for test in c-static c-shared cpp-static cpp-shared c-asan; do
     echo "# Run $test"
     ASAN_OPTIONS=detect_leaks=1 "$out/$test" "$model"
