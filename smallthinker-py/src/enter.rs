@@ -45,7 +45,7 @@ impl Stop {
     }
 }
 
-/// Runs `work` on a helper thread while this one, detached, looks for signals (which Python delivers only to
+/// Runs `work` on a thread of its own while this one, detached, looks for signals (which Python delivers only to
 /// the main thread). A signal handler that raises requests the stop; when the work has ended, its exception is the
 /// result.
 pub(crate) fn interruptible<T, F>(py: Python<'_>, stop: &Stop, work: F) -> PyResult<T>

@@ -1,8 +1,6 @@
 //! Errors of the core as Python exceptions (defined in `smallthinker/_errors.py`, where a class can have
 //! two parents: ours and the builtin that fits).
 
-use std::io;
-
 use pyo3::prelude::*;
 use smallthinker_core::{Error, ErrorKind};
 
@@ -21,19 +19,14 @@ pub(crate) fn to_py(error: Error) -> PyErr {
     Python::attach(|py| {
         let exception = new(py, class, &error.to_string());
         if let Error::Io { path, source, .. } = &error {
-            // What `except OSError as e` looks at. The message is complete without them.
+            // What `except OSError as e` may look at. The message is complete without them, so a failure to set
+            // them is no reason to lose it.
             let value = exception.value(py);
-            let set = |name, to: Bound<'_, PyAny>| value.setattr(name, to).is_ok();
-            let errno = os_error(source).and_then(|n| n.into_pyobject(py).ok());
-            let _ = errno.is_none_or(|n| set("errno", n.into_any()));
-            let _ = path.into_pyobject(py).is_ok_and(|path| set("filename", path.into_any()));
+            let _ = value.setattr("errno", source.raw_os_error());
+            let _ = value.setattr("filename", path);
         }
         exception
     })
-}
-
-fn os_error(source: &io::Error) -> Option<i32> {
-    source.raw_os_error()
 }
 
 /// A value outside its range.

@@ -91,8 +91,8 @@ def test_bench(model_path):
         (["inspect", __file__], "magic"),
         (["plan", "MODEL", "--memory-budget", "1KiB"], "memory budget too small"),
         (["generate", PROMPT, "--model", "MODEL", "--top-p", "7"], "top_p"),
-        (["convert", "/missing", "/tmp/out.gguf"], "config.json"),
-        (["convert", "/missing", "/tmp/out.gguf", "--type", "q1_0"], "q1_0"),
+        (["convert", "/missing", "/missing/out.gguf"], "config.json"),
+        (["convert", "/missing", "/missing/out.gguf", "--type", "q1_0"], "q1_0"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(model_path, args, words):
