@@ -35,7 +35,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(path: &str, prompt: &str, tokens: usize, chat: bool, ids: bool) -> Result<(), Box<dyn std::error::Error>> {
+fn run(
+    path: &str,
+    prompt: &str,
+    tokens: usize,
+    chat: bool,
+    ids: bool,
+) -> Result<(), Box<dyn std::error::Error>> {
     let model = Model::open(path)?;
     let mut session = model.session()?;
     if chat {

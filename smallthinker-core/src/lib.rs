@@ -19,6 +19,7 @@ mod error;
 
 mod arena;
 mod budget;
+mod cancel;
 mod hash;
 pub mod platform;
 mod pool;
@@ -41,6 +42,7 @@ mod session;
 pub mod bench;
 pub mod convert;
 
+pub use cancel::CancelFlag;
 pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};
 pub use experts::ExpertStats;
@@ -50,6 +52,5 @@ pub use model::{
 };
 pub use sample::{SamplingParams, TokenLogprobs};
 pub use session::{
-    CancelFlag, Completion, FinishReason, GenerateOptions, Generation, GenerationStats, Generator, Piece,
-    Session,
+    Completion, FinishReason, GenerateOptions, Generation, GenerationStats, Generator, Piece, Session,
 };

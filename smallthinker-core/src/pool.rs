@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::session::CancelFlag;
+use crate::cancel::CancelFlag;
 use crate::{Error, Result};
 
 /// Spins before the first yield: a few microseconds, the length of a typical gap between two stages.

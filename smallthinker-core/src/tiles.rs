@@ -65,8 +65,8 @@ pub(crate) fn tiles(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cancel::CancelFlag;
     use crate::pool::Pool;
-    use crate::session::CancelFlag;
 
     #[test]
     fn tiles_cover_every_cell_once() {

@@ -15,9 +15,9 @@ mod tests;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cancel::CancelFlag;
 use crate::gguf::Source;
 use crate::model::expert_index::ExpertIndex;
-use crate::session::CancelFlag;
 use crate::{Error, Result};
 
 use readers::{Readers, Wanted};

@@ -8,13 +8,13 @@ mod moe;
 mod rope;
 mod router;
 
+use crate::cancel::CancelFlag;
 use crate::experts::ExpertCache;
 use crate::gguf::Source;
 use crate::kernels::{Acts, Kernels};
 use crate::model::hparams::Hparams;
 use crate::model::weights::{LayerWeights, Weights};
 use crate::pool::Team;
-use crate::session::CancelFlag;
 use crate::{Error, Result};
 
 use attention::{Queries, attend};

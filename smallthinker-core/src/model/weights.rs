@@ -1,9 +1,9 @@
 //! The resident (dense) weights: every tensor that each token needs, held in memory.
 
 use crate::arena::{Arena, Slab};
+use crate::cancel::CancelFlag;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::hparams::Hparams;
-use crate::session::CancelFlag;
 use crate::tensor::{DType, dequantize};
 use crate::{Error, Result};
 

@@ -1,6 +1,5 @@
 //! One conversation: tokens so far, their KV cache, and generation from them.
 
-mod cancel;
 mod generate;
 mod metrics;
 mod save;
@@ -8,6 +7,7 @@ mod save;
 use std::path::Path;
 
 use crate::budget::Lease;
+use crate::cancel::CancelFlag;
 use crate::chat::Message;
 use crate::forward::kv_cache::KvCache;
 use crate::forward::{Pass, Scratch, Want};
@@ -15,7 +15,6 @@ use crate::model::{Model, scratch_bytes};
 use crate::tokenizer::Specials;
 use crate::{Error, Result};
 
-pub use cancel::CancelFlag;
 pub use generate::{Completion, FinishReason, GenerateOptions, Generation, Generator, Piece};
 pub use metrics::GenerationStats;
 
