@@ -25,7 +25,8 @@ STORY_PROMPTS = ["Once upon a time", "One day, Tom and his sister", "The sun was
 
 
 class JaxModel:
-    """model.py on a Hugging Face directory, batched; shapes are padded to few sizes so that few are compiled."""
+    """model.py on a Hugging Face directory, batched. Rows are padded to powers of two and positions to multiples of 64,
+    so that few shapes are compiled."""
 
     def __init__(self, path):
         import jax
@@ -62,7 +63,7 @@ class JaxModel:
         """Greedy continuations of lists of ids, without the stop token; each step recomputes the whole batch."""
         lengths = np.asarray([len(p) for p in prompts])
         width = -(-(lengths.max() + limit) // 64) * 64
-        rows = -(-len(prompts) // 32) * 32
+        rows = 1 << (len(prompts) - 1).bit_length()
         tokens = np.zeros((rows, width), np.int32)
         for i, p in enumerate(prompts):
             tokens[i, : len(p)] = p
