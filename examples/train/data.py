@@ -39,7 +39,7 @@ def documents(split, seed=0, domain=None):
 
 
 def rows(tokenizer, split, seed, length, n_rows, domain=None):
-    """Token ids [n_rows, length] (a list of lists). Documents are joined by <|endoftext|>; each row starts with a new one.
+    """Token ids, a list of n_rows lists of `length`. <|endoftext|> joins documents; each row starts with a new one.
 
     Starting each row at a document keeps position 0 what a user's prompt will be. The rest of a document that does not
     fit its row is dropped.

@@ -171,7 +171,7 @@ def hidden_states(cfg, params, tokens):
         y, share = experts(cfg, f, router, w["gate"], w["up"], w["down"])
         x = x + y.reshape(x.shape)
 
-        # Equal load is the minimum (1.0) of experts * sum(share * mean probability); small logits keep the sigmoid alive.
+        # Equal load minimises experts * sum(share * mean probability) to 1.0; small logits keep the sigmoid alive.
         balance += cfg.experts * jnp.sum(share * jax.nn.softmax(router, -1).mean(0)) / cfg.layers
         z += jnp.mean(router * router) / cfg.layers
     return rms_norm(x, params["norm"], cfg.eps), {"balance": balance, "z": z}
