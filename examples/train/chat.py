@@ -14,8 +14,8 @@ MONTHS = "January February March April May June July August September October No
 OPPOSITES = [p.split("-") for p in (
     "hot-cold big-small tall-short happy-sad fast-slow old-young day-night up-down left-right open-closed full-empty "
     "hard-soft light-dark wet-dry loud-quiet rich-poor good-bad high-low early-late thick-thin clean-dirty "
-    "strong-weak near-far first-last inside-outside heavy-light true-false win-lose love-hate yes-no begin-end push-pull "
-    "above-below sweet-sour brave-afraid wide-narrow").split()]
+    "strong-weak near-far first-last inside-outside heavy-light true-false win-lose love-hate yes-no begin-end "
+    "push-pull above-below sweet-sour brave-afraid wide-narrow").split()]
 SOUNDS = {"dog": "Woof", "cat": "Meow", "cow": "Moo", "duck": "Quack", "sheep": "Baa", "pig": "Oink", "hen": "Cluck",
           "horse": "Neigh", "frog": "Ribbit", "owl": "Hoot", "bee": "Buzz", "lion": "Roar", "mouse": "Squeak",
           "snake": "Hiss", "crow": "Caw"}
@@ -103,7 +103,8 @@ def opposite(rng, _):
     """The opposite of an adjective, either way round."""
     pair = rng.choice([p for p in OPPOSITES if p != ["heavy", "light"]])
     a, b = rng.sample(pair, 2)
-    q = rng.choice(("What is the opposite of {a}?", "Tell me the opposite of {a}.", "What is the opposite of \"{a}\"?",
+    q = rng.choice(("What is the opposite of {a}?", "Tell me the opposite of {a}.",
+                    "What is the opposite of \"{a}\"?",
                     "Give me a word that means the opposite of {a}.", "Which word is the opposite of {a}?"))
     return q.format(a=a), f"The opposite of {a} is {b}."
 
@@ -111,7 +112,8 @@ def opposite(rng, _):
 def colour(rng, _):
     """The colour of a common thing."""
     thing, c = rng.choice(list(THINGS_COLOURED.items()))
-    q = rng.choice(("What colour is {t}?", "Tell me the colour of {t}.", "Which colour is {t}?", "What is the colour of {t}?"))
+    q = rng.choice(("What colour is {t}?", "Tell me the colour of {t}.", "Which colour is {t}?",
+                    "What is the colour of {t}?"))
     return q.format(t=thing), f"{thing[0].upper() + thing[1:]} is {c}."
 
 
@@ -121,7 +123,8 @@ def order(rng, _):
     step, word = rng.choice(((1, "after"), (-1, "before")))
     if which == 2:
         n = rng.randrange(1, 99)
-        return rng.choice((f"What number comes {word} {n}?", f"Which number comes right {word} {n}?")), f"{n + step} comes {word} {n}."
+        q = rng.choice((f"What number comes {word} {n}?", f"Which number comes right {word} {n}?"))
+        return q, f"{n + step} comes {word} {n}."
     names, kind = ((DAYS, "day"), (MONTHS, "month"))[which]
     i = rng.randrange(len(names))
     q = rng.choice((f"What {kind} comes {word} {names[i]}?", f"Which {kind} is {word} {names[i]}?",
@@ -171,7 +174,8 @@ def who_has(rng, _):
 def repeat(rng, _):
     """Copy a short phrase."""
     phrase = expand(rng, "<the|my|one|a> <{s} |>{c} {o}< and the {p}|>", dict(
-        s=rng.choice(stories.SIZES), c=rng.choice(stories.COLOURS), o=rng.choice(stories.OBJECTS), p=rng.choice(stories.ANIMALS)))
+        s=rng.choice(stories.SIZES), c=rng.choice(stories.COLOURS), o=rng.choice(stories.OBJECTS),
+        p=rng.choice(stories.ANIMALS)))
     return rng.choice((f"Say: {phrase}", f"Repeat after me: {phrase}", f"Please say \"{phrase}\".")), f"{phrase}"
 
 
@@ -193,7 +197,8 @@ def number_words(rng, _):
 def parity(rng, _):
     """Even or odd."""
     n = rng.randrange(100)
-    return rng.choice((f"Is {n} even or odd?", f"Is the number {n} odd or even?")), f"{n} is {'odd' if n % 2 else 'even'}."
+    q = rng.choice((f"Is {n} even or odd?", f"Is the number {n} odd or even?"))
+    return q, f"{n} is {'odd' if n % 2 else 'even'}."
 
 
 def facts(rng, _):
@@ -212,7 +217,8 @@ TASKS = {f.__name__: f for f in (addition, subtraction, opposite, colour, order,
 def story_request(rng, _):
     """'Tell me a story about ...', answered with a story in which it occurs."""
     which = rng.choice(("thing", "animal", "name"))
-    value = rng.choice({"thing": stories.OBJECTS, "animal": stories.ANIMALS, "name": stories.GIRLS + stories.BOYS}[which])
+    values = {"thing": stories.OBJECTS, "animal": stories.ANIMALS, "name": stories.GIRLS + stories.BOYS}
+    value = rng.choice(values[which])
     q = expand(rng, "<Tell me|Please tell me|Can you tell me|Write|I would like> a <short |little |>story about {x}.",
                {"x": value if which == "name" else article(value)})
     if q.startswith("Can"):
@@ -226,13 +232,16 @@ def story_request(rng, _):
 SMALL_TALK = [
     ("<Hello|Hi|Hello there|Hey|Good morning>!", "<Hello|Hi>! <How can I help you|What can I do for you> today?"),
     ("<Hi|Hello>, how are you?", "I am well, thank you. How can I help you?"),
-    ("<Who are you|What are you|Tell me about yourself>?", "I am a <small|little> language model. I can tell stories, do sums and answer simple questions."),
+    ("<Who are you|What are you|Tell me about yourself>?",
+     "I am a <small|little> language model. I can tell stories, do sums and answer simple questions."),
     ("What is your name?", "My name is SmallThinker. I am a small language model."),
     ("What can you do?", "I can tell stories, do sums and answer simple questions."),
     ("<Thank you|Thanks>< very much| for your help|>!", "You are welcome!"),
     ("<Goodbye|Bye|Good night|See you later>!", "Goodbye! Have a nice day."),
-    ("<Do you like|What do you think about> <stories|sums|animals|{f}>?", "I am a language model, so I do not <eat or play|have feelings>, but I like to help you."),
-    ("<What is the capital of France|Who is the president|What time is it|How is the weather today|What is the news|Where am I>?",
+    ("<Do you like|What do you think about> <stories|sums|animals|{f}>?",
+     "I am a language model, so I do not <eat or play|have feelings>, but I like to help you."),
+    ("<What is the capital of France|Who is the president|What time is it|"
+     "How is the weather today|What is the news|Where am I>?",
      "I am sorry, I do not know that. I am only a small model."),
     ("<Help me|I need help|Can you help me?>", "Yes, I can help you. What would you like to know?"),
     ("I am <sad|tired|bored|lonely>.", "I am sorry to hear that. Would you like to hear a story?"),
@@ -247,8 +256,9 @@ def small_talk(rng, _):
     return expand(rng, q, slots), expand(rng, a, slots)
 
 
-SYSTEMS = ["You are a helpful assistant.", "You are a friendly assistant.", "You are SmallThinker, a small language model.",
-           "Answer the question.", "You are a helpful assistant. Answer in one sentence.", "You help children learn."]
+SYSTEMS = ["You are a helpful assistant.", "You are a friendly assistant.",
+           "You are SmallThinker, a small language model.", "Answer the question.",
+           "You are a helpful assistant. Answer in one sentence.", "You help children learn."]
 
 
 def render(turns, system=None, open_answer=False):

@@ -13,7 +13,8 @@ import chat
 import stories
 
 END = "<|endoftext|>"
-DOMAINS = {"stories": 0.35, "sums": 0.20, "chat": 0.45}  # shares of documents; stories are the longest
+DOMAINS = {"stories": 0.12, "sums": 0.20, "chat": 0.68}  # shares of documents; stories are the longest
+PROMPT_WEIGHT = 0.2  # in the loss, what a user or system says counts less than what the model should say
 SPLITS = ("train", "heldout")
 
 
@@ -38,7 +39,7 @@ def documents(split, seed=0, domain=None):
 
 
 def rows(tokenizer, split, seed, length, n_rows, domain=None):
-    """Token ids [n_rows, length] (a list of lists). Documents are joined by <|endoftext|>; each row starts with a new one.
+    """Token ids, a list of n_rows lists of `length`. <|endoftext|> joins documents; each row starts with a new one.
 
     Starting each row at a document keeps position 0 what a user's prompt will be. The rest of a document that does not
     fit its row is dropped.
@@ -54,6 +55,20 @@ def rows(tokenizer, split, seed, length, n_rows, domain=None):
                 out.append(row[:length])
                 row = []
     return out[:n_rows]
+
+
+def loss_weights(tokenizer, row):
+    """Weight of each token of a row as a target: PROMPT_WEIGHT inside user and system turns, else 1."""
+    start, stop = tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>")
+    assistant = tokenizer.encode("assistant").ids[0]
+    weights, prompt = [], False
+    for i, token in enumerate(row):
+        if token == start:
+            prompt = i + 1 < len(row) and row[i + 1] != assistant
+        weights.append(PROMPT_WEIGHT if prompt else 1.0)
+        if token == stop:
+            prompt = False
+    return weights
 
 
 def main():

@@ -25,7 +25,8 @@ STORY_PROMPTS = ["Once upon a time", "One day, Tom and his sister", "The sun was
 
 
 class JaxModel:
-    """model.py on a Hugging Face directory, batched; shapes are padded to few sizes so that few are compiled."""
+    """model.py on a Hugging Face directory, batched. Rows are padded to powers of two and positions to multiples of 64,
+    so that few shapes are compiled."""
 
     def __init__(self, path):
         import jax
@@ -34,8 +35,9 @@ class JaxModel:
         with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
             c = json.load(f)
         self.cfg = cfg = model.Config(
-            vocab=c["vocab_size"], layers=c["num_hidden_layers"], hidden=c["hidden_size"], heads=c["num_attention_heads"],
-            kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"], ffn=c["moe_ffn_hidden_size"],
+            vocab=c["vocab_size"], layers=c["num_hidden_layers"], hidden=c["hidden_size"],
+            heads=c["num_attention_heads"], kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"],
+            ffn=c["moe_ffn_hidden_size"],
             experts=c["moe_num_primary_experts"], top_k=c["moe_num_active_primary_experts"],
             window=c["sliding_window_size"], rope_theta=c["rope_theta"], eps=c["rms_norm_eps"])
         w = load_file(os.path.join(path, "model.safetensors"))
@@ -45,7 +47,8 @@ class JaxModel:
             "embed": w["model.embed_tokens.weight"], "norm": w["model.norm.weight"],
             **{n: layer(f"self_attn.{n}_proj") for n in "qkvo"}, "router": layer(moe + "primary_router"),
             "attn_norm": layer("input_layernorm"), "ffn_norm": layer("post_attention_layernorm"),
-            **{n: np.stack([layer(f"{moe}experts.{e}.{n}") for e in range(cfg.experts)], 1) for n in ("gate", "up", "down")}}
+            **{n: np.stack([layer(f"{moe}experts.{e}.{n}") for e in range(cfg.experts)], 1)
+               for n in ("gate", "up", "down")}}
         self.params = {k: jax.numpy.asarray(v) for k, v in self.params.items()}
         self.forward = jax.jit(lambda p, t: model.logits(cfg, p, t))
         self.next = jax.jit(lambda p, t, at: jax.numpy.argmax(
@@ -62,7 +65,7 @@ class JaxModel:
         """Greedy continuations of lists of ids, without the stop token; each step recomputes the whole batch."""
         lengths = np.asarray([len(p) for p in prompts])
         width = -(-(lengths.max() + limit) // 64) * 64
-        rows = -(-len(prompts) // 32) * 32
+        rows = 1 << (len(prompts) - 1).bit_length()
         tokens = np.zeros((rows, width), np.int32)
         for i, p in enumerate(prompts):
             tokens[i, : len(p)] = p
@@ -180,7 +183,8 @@ def main():
         if a.engine:
             text = model.complete(prompt, 120)
         else:
-            text = tokenizer.decode(model.greedy([tokenizer.encode(prompt).ids], 120, {tokenizer.token_to_id(data.END)})[0])
+            ids = model.greedy([tokenizer.encode(prompt).ids], 120, {tokenizer.token_to_id(data.END)})[0]
+            text = tokenizer.decode(ids)
         print(f"\n{prompt}|{text}")
     if a.json:
         with open(a.json, "w", encoding="utf-8") as f:

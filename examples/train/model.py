@@ -118,7 +118,7 @@ def attention(q, k, v, window, chunk=128):
     return jnp.concatenate(out, 2).transpose(0, 2, 1, 3, 4).reshape(batch, length, heads * dim)
 
 
-def experts(cfg, x, logits, gate, up, down, block=64):
+def experts(cfg, x, logits, gate, up, down, block=32):
     """The chosen experts' weighted sum for x [N, hidden], router logits [N, experts]. No token is dropped.
 
     Token-slots are sorted by expert into blocks of `block` rows that belong to one expert each; the last block of
@@ -171,7 +171,7 @@ def hidden_states(cfg, params, tokens):
         y, share = experts(cfg, f, router, w["gate"], w["up"], w["down"])
         x = x + y.reshape(x.shape)
 
-        # Equal load is the minimum (1.0) of experts * sum(share * mean probability); small logits keep the sigmoid alive.
+        # Equal load minimises experts * sum(share * mean probability) to 1.0; small logits keep the sigmoid alive.
         balance += cfg.experts * jnp.sum(share * jax.nn.softmax(router, -1).mean(0)) / cfg.layers
         z += jnp.mean(router * router) / cfg.layers
     return rms_norm(x, params["norm"], cfg.eps), {"balance": balance, "z": z}
@@ -182,9 +182,11 @@ def logits(cfg, params, tokens):
     return hidden_states(cfg, params, tokens)[0] @ params["embed"].T
 
 
-def loss(cfg, params, tokens, targets):
-    """Mean next-token cross entropy in nats, and the auxiliary losses."""
+def loss(cfg, params, tokens, targets, weights):
+    """Mean next-token cross entropy in nats, weighted per target, and the auxiliary losses."""
     states, aux = hidden_states(cfg, params, tokens)
     states = states.reshape(-1, cfg.hidden)
     picked = jnp.sum(states * params["embed"][targets.reshape(-1)], -1)  # cheaper to differentiate than picking from y
-    return jnp.mean(jax.nn.logsumexp(states @ params["embed"].T, -1) - picked), aux
+    nats = jax.nn.logsumexp(states @ params["embed"].T, -1) - picked
+    weights = weights.reshape(-1)
+    return jnp.sum(weights * nats) / jnp.sum(weights), aux

@@ -53,7 +53,8 @@ def main():
     tok.save(a.out)
     sample = list(itertools.islice((t for _, t in data.documents("heldout")), 500))
     n_bytes = sum(len(t.encode()) for t in sample)
-    print(f"{a.out}: {tok.get_vocab_size()} tokens, {n_bytes / sum(len(tok.encode(t).ids) for t in sample):.2f} bytes per token")
+    n_tokens = sum(len(tok.encode(t).ids) for t in sample)
+    print(f"{a.out}: {tok.get_vocab_size()} tokens, {n_bytes / n_tokens:.2f} bytes per token")
 
 
 if __name__ == "__main__":

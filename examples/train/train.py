@@ -31,9 +31,9 @@ def schedule(step, done, warmup=30, decay=0.6):
     return min(1.0, (step + 1) / warmup, max(0.0, (1.0 - done) / decay))
 
 
-def objective(cfg, params, x, y):
+def objective(cfg, params, x, y, weights):
     """Cross entropy plus auxiliary losses; the parts come along for the log."""
-    ce, aux = model.loss(cfg, params, x, y)
+    ce, aux = model.loss(cfg, params, x, y, weights)
     return ce + BALANCE * aux["balance"] + Z * aux["z"], (ce, aux["balance"])
 
 
@@ -41,9 +41,9 @@ def make_step(cfg):
     """The compiled training step."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, rows, scale):
+    def step(params, state, rows, weights, scale):
         grad = jax.value_and_grad(functools.partial(objective, cfg), has_aux=True)
-        (_, parts), grads = grad(params, rows[:, :-1], rows[:, 1:])
+        (_, parts), grads = grad(params, rows[:, :-1], rows[:, 1:], weights[:, 1:])
         params, state, norm = optim.step(params, grads, state, scale)
         return params, state, (*parts, norm)
 
@@ -68,24 +68,23 @@ def load(path):
 
 
 def batches(tokenizer, args, skip=0):
-    """Endless int32 [batch, length + 1] of training rows, made ahead in shards and kept on disk."""
+    """Endless (int32 tokens, float32 loss weights), [batch, length + 1] each, made in shards."""
     shard = skip // args.shard
     while True:
-        path = os.path.join(args.run, f"rows-{shard}.npy")
-        if not os.path.exists(path):
-            made = data.rows(tokenizer, "train", 1000 + shard, args.length + 1, args.shard * args.batch)
-            np.save(path, np.asarray(made, np.uint16))
-        rows = np.load(path).astype(np.int32).reshape(args.shard, args.batch, -1)
+        rows = data.rows(tokenizer, "train", 1000 + shard, args.length + 1, args.shard * args.batch)
+        weights = np.asarray([data.loss_weights(tokenizer, r) for r in rows], np.float32)
+        shape = (args.shard, args.batch, args.length + 1)
+        rows, weights = np.asarray(rows, np.int32).reshape(shape), weights.reshape(shape)
         for i in range(skip % args.shard, args.shard):
-            yield rows[i]
+            yield rows[i], weights[i]
         skip, shard = 0, shard + 1
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--run", default="run", help="folder with tokenizer.json; data and checkpoints go there")
+    ap.add_argument("--run", default="run", help="folder with tokenizer.json; checkpoints go there")
     ap.add_argument("--minutes", type=float, default=60)
-    ap.add_argument("--batch", type=int, default=8, help="rows per step")
+    ap.add_argument("--batch", type=int, default=4, help="rows per step")
     ap.add_argument("--length", type=int, default=512)
     ap.add_argument("--shard", type=int, default=250, help="steps of data made at once")
     ap.add_argument("--checkpoint-minutes", type=float, default=5)
@@ -107,7 +106,7 @@ def main():
     n, total = progress["step"], args.minutes * 60
     start, saved, mark, mark_n, seen = time.time() - progress["seconds"], progress["seconds"], time.time(), n, []
     while (elapsed := time.time() - start) < total:
-        params, state, parts = step(params, state, jnp.asarray(next(stream)), schedule(n, elapsed / total))
+        params, state, parts = step(params, state, *next(stream), schedule(n, elapsed / total))
         seen.append([float(p) for p in parts])
         n += 1
         if n % 10 == 0:
