@@ -9,10 +9,11 @@
 //! in a fixed order.
 
 use std::cell::{Cell, UnsafeCell};
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::{Error, Result};
 const SPINS: u32 = 2_000;
 /// How long a worker yields before it sleeps: longer than sampling a token takes.
 const IDLE: Duration = Duration::from_millis(2);
+/// How often a caller that waits for its turn looks at its cancel flag.
+const TURN_POLL: Duration = Duration::from_millis(20);
 
 type Task<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 
@@ -30,7 +33,17 @@ type Task<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    turn: Mutex<()>,
+    queue: Mutex<Queue>,
+    /// The turn may have changed hands.
+    turn: Condvar,
+}
+
+/// Who uses the threads, and who is next.
+#[derive(Default)]
+struct Queue {
+    busy: bool,
+    next: u64,
+    waiting: VecDeque<u64>,
 }
 
 /// The job in progress. Written only while no worker reads it.
@@ -54,7 +67,7 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `job` is written by the one thread that holds the turn, before `epoch` is released and only when
+// SAFETY: `job` is written by the one thread that holds the team, before `epoch` is released and only when
 // `running` is zero; workers read it after acquiring `epoch`. The raw task pointer is used only in between.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` refers to a `Sync` closure, callable from any thread.
@@ -74,7 +87,7 @@ impl Pool {
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
         });
-        let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        let mut pool = Pool { shared, workers: Vec::new(), queue: Mutex::default(), turn: Condvar::new() };
         for i in 1..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
@@ -91,21 +104,25 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Waits for this caller's turn. One forward pass at a time uses the threads; concurrent sessions
-    /// alternate between tokens.
+    /// Waits for this caller's turn, first come, first served. One forward pass at a time uses the threads;
+    /// concurrent sessions alternate between tokens and between chunks of prompts.
     pub(crate) fn team(&self, cancel: &CancelFlag) -> Result<Team<'_>> {
-        loop {
-            match self.turn.try_lock() {
-                Ok(turn) => return Ok(Team { pool: self, _turn: turn, _one_thread: PhantomData }),
-                Err(TryLockError::Poisoned(poisoned)) => {
-                    return Ok(Team { pool: self, _turn: poisoned.into_inner(), _one_thread: PhantomData });
-                }
-                Err(TryLockError::WouldBlock) => {
-                    cancel.check()?;
-                    std::thread::sleep(Duration::from_micros(50));
-                }
+        let mut queue = lock(&self.queue);
+        let ticket = queue.next;
+        queue.next += 1;
+        queue.waiting.push_back(ticket);
+        while queue.busy || queue.waiting.front() != Some(&ticket) {
+            if let Err(cancelled) = cancel.check() {
+                queue.waiting.retain(|t| *t != ticket);
+                self.turn.notify_all();
+                return Err(cancelled);
             }
+            let woken = self.turn.wait_timeout(queue, TURN_POLL);
+            queue = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+        queue.waiting.pop_front();
+        queue.busy = true;
+        Ok(Team { pool: self, _one_thread: PhantomData })
     }
 }
 
@@ -123,9 +140,15 @@ impl Drop for Pool {
 /// The right to use the pool's threads until dropped.
 pub(crate) struct Team<'p> {
     pool: &'p Pool,
-    _turn: MutexGuard<'p, ()>,
     /// Not `Sync`: a task must not start a job inside a job.
     _one_thread: PhantomData<Cell<()>>,
+}
+
+impl Drop for Team<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.queue).busy = false;
+        self.pool.turn.notify_all();
+    }
 }
 
 impl Team<'_> {
@@ -144,7 +167,7 @@ impl Team<'_> {
         // SAFETY: erases the lifetime only; this function does not return before every worker is done
         // with the pointer (`running` is zero).
         let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
-        // SAFETY: `&self` holds the turn and `running` is zero, so nobody reads the job now.
+        // SAFETY: `&self` is the one team and `running` is zero, so nobody reads the job now.
         unsafe { *shared.job.get() = Job { task: Some(erased), count } };
         shared.next.store(0, Ordering::Relaxed);
         shared.running.store(self.pool.workers.len(), Ordering::Relaxed);
@@ -295,6 +318,30 @@ mod tests {
         let error = team.run(4, &|i| if i == 2 { panic!("boom") } else { Ok(()) }).unwrap_err();
         assert!(error.to_string().contains("task 2 of 4 panicked"), "{error}");
         team.run(4, &|_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn turns_alternate() {
+        let pool = Pool::new(1).unwrap();
+        let order = Mutex::new(Vec::new());
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for who in 0..2 {
+                let (pool, order, start) = (&pool, &order, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    for _ in 0..20 {
+                        let _team = pool.team(&CancelFlag::new()).unwrap();
+                        lock(order).push(who);
+                        // Long enough that the other one is waiting by the time this turn ends.
+                        std::thread::sleep(Duration::from_millis(3));
+                    }
+                });
+            }
+        });
+        let order = order.into_inner().unwrap();
+        let changes = order.windows(2).filter(|w| w[0] != w[1]).count();
+        assert!(changes > 20, "{order:?}");
     }
 
     #[test]

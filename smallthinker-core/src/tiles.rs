@@ -10,14 +10,23 @@ use crate::pool::Team;
 pub(crate) struct Tile<'a> {
     base: *mut f32,
     width: usize,
-    /// Rows of the matrix that this tile covers.
-    pub(crate) rows: Range<usize>,
-    /// Columns of the matrix that this tile covers.
-    pub(crate) cols: Range<usize>,
+    // Private: the soundness of `row` rests on them.
+    rows: Range<usize>,
+    cols: Range<usize>,
     _matrix: PhantomData<&'a mut [f32]>,
 }
 
 impl Tile<'_> {
+    /// Rows of the matrix that this tile covers.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Columns of the matrix that this tile covers.
+    pub(crate) fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
     /// This tile's part of row `row` of the matrix (`self.rows` says which there are).
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(self.rows.contains(&row), "row {row} outside {:?}", self.rows);
@@ -77,7 +86,7 @@ mod tests {
         {
             let mut out = vec![0.0f32; rows * width];
             tiles(&team, &mut out, width, shape, &|tile| {
-                let (rows, cols) = (tile.rows.clone(), tile.cols.clone());
+                let (rows, cols) = (tile.rows(), tile.cols());
                 for r in rows {
                     for (x, c) in tile.row(r).iter_mut().zip(cols.clone()) {
                         *x += (r * width + c + 1) as f32;

@@ -18,6 +18,12 @@ fn run(session: &mut smallthinker_core::Session, n: usize) -> Completion {
     session.generate(GenerateOptions::max_tokens(n)).unwrap().complete().unwrap()
 }
 
+fn with_logprobs(session: &mut smallthinker_core::Session) -> Completion {
+    let mut options = GenerateOptions::max_tokens(5);
+    options.logprobs = Some(2);
+    session.generate(options).unwrap().complete().unwrap()
+}
+
 /// The greedy continuation, one full evaluation per token: no cache involved.
 fn greedy_without_cache(model: &Model, prompt: &[u32], n: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
@@ -113,6 +119,16 @@ fn saved_sessions_go_on_and_damaged_ones_are_refused() {
         assert!(b.stats.cached_tokens >= 704 - 1, "the cache was used: {:?}", b.stats);
     }
     let model = fixture.open_with(|o| (o.kv_type, o.chunk) = (KvType::F32, Some(16)));
+    // A file holds what its last position sees. Going back from there must not read what it left out.
+    for back in [1, 2, 3, 30, 300] {
+        let mut loaded = smallthinker_core::Session::load(&model, &path).unwrap();
+        let rest = loaded.tokens().len() - back;
+        let mut fresh = model.session().unwrap();
+        fresh.append_tokens(&loaded.tokens()[..rest]).unwrap();
+        loaded.rewind(rest).unwrap();
+        let (a, b) = (with_logprobs(&mut loaded), with_logprobs(&mut fresh));
+        assert_eq!(a.logprobs, b.logprobs, "back by {back}");
+    }
     let load = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         smallthinker_core::Session::load(&model, &path).map(|_| ())
@@ -167,11 +183,14 @@ fn stops_at_strings_tokens_and_the_end_of_the_context() {
     assert_eq!(done.finish_reason, FinishReason::Stop);
     assert_eq!(done.text, all.text[..before]);
 
-    let error = session.append_tokens(&vec![1; 56]).unwrap_err();
+    let error = session.append_tokens(&vec![1; 57]).unwrap_err();
     assert!(matches!(error, Error::ContextOverflow { needed: 97, limit: 96 }), "{error}");
     assert_eq!(session.tokens().len(), 40, "a refused append changes nothing");
     session.append_tokens(&[1; 55]).unwrap();
     assert_eq!(run(&mut session, 10).tokens.len(), 1);
+    let full = session.start(GenerateOptions::default()).err().unwrap();
+    assert!(matches!(full, Error::ContextOverflow { needed: 97, limit: 96 }), "{full}");
+    assert_eq!(session.logits().unwrap().len(), 96 * model.hparams().vocab);
 }
 
 /// The pieces of a stream are whole characters and add up to the text of their tokens.
@@ -320,6 +339,9 @@ fn sessions_stay_inside_the_budget() {
     // The request failed; the session and the model go on.
     session.rewind(60).unwrap();
     run(&mut session, 5);
+    let held = model.stats().budget_used;
+    session.rewind(0).unwrap();
+    assert!(model.stats().budget_used < held, "rewinding gives pages back");
     drop(session);
     model.session().unwrap();
 }

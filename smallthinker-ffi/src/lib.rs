@@ -2,7 +2,7 @@
 //! exported function is documented where it is defined, and the rules that all of them share are in
 //! `header_intro.txt`, which begins the header.
 //!
-//! Every export does its work inside [`guard`], which turns errors and panics into a status and a message.
+//! Every export does its work inside `guard`, which turns errors and panics into a status and a message.
 //! Pointers from the caller become references only in `handle.rs` and `options.rs`.
 
 // The names are those of C, so that the header says what the source says.

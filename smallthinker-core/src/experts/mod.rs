@@ -70,21 +70,28 @@ impl ExpertCache {
     /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting.
     /// The experts that are present become the last to be evicted.
     pub(crate) fn request(&self, layer: usize, experts: impl Iterator<Item = usize>) {
+        let mut seen = vec![false; self.shared.index.n_experts];
         let mut state = self.shared.lock();
         for expert in experts {
-            self.request_one(&mut state, (layer, expert));
+            // A batch names an expert once per token that chose it.
+            if !std::mem::replace(&mut seen[expert], true) {
+                self.request_one(&mut state, (layer, expert));
+            }
         }
     }
 
-    /// Whether the cache knows of the expert after the call: here, on its way, or failed.
+    /// Whether the expert is here or on its way after the call.
     fn request_one(&self, state: &mut State, id: ExpertId) -> bool {
         state.policy.touch(id);
-        if let Some(entry) = state.entries.get(&id) {
-            if matches!(entry, Entry::Ready(_)) {
+        match state.entries.get(&id) {
+            // An earlier pass's failure: read again.
+            Some(Entry::Failed(_)) => drop(state.entries.remove(&id)),
+            Some(Entry::Loading) => return true,
+            Some(Entry::Ready(_)) => {
                 state.stats.hits += 1;
+                return true;
             }
-            // A failed read keeps its entry until someone has been told why.
-            return true;
+            None => {}
         }
         let Some(bytes) = state.take_slot() else { return false };
         state.entries.insert(id, Entry::Loading);
@@ -150,7 +157,7 @@ impl ExpertCache {
     /// Counters since the model was opened, and the present fill.
     pub(crate) fn stats(&self) -> ExpertStats {
         let state = self.shared.lock();
-        ExpertStats { slots: state.slots as u64, resident: state.ready() as u64, ..state.stats.clone() }
+        ExpertStats { slots: state.slots as u64, resident: state.ready as u64, ..state.stats.clone() }
     }
 }
 

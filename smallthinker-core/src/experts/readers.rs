@@ -1,5 +1,6 @@
 //! The threads that read experts from the file.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,6 +18,7 @@ pub(super) struct Wanted {
 
 /// A small pool of reader threads, first come, first served.
 pub(super) struct Readers {
+    stop: Arc<AtomicBool>,
     queue: Option<Sender<Wanted>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -25,12 +27,13 @@ impl Readers {
     pub(super) fn start(shared: Arc<Shared>, count: usize) -> Result<Readers> {
         let (queue, wanted) = channel();
         let wanted = Arc::new(Mutex::new(wanted));
-        let mut readers = Readers { queue: Some(queue), threads: Vec::new() };
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut readers = Readers { stop: Arc::clone(&stop), queue: Some(queue), threads: Vec::new() };
         for i in 0..count.max(1) {
-            let (shared, wanted) = (Arc::clone(&shared), Arc::clone(&wanted));
+            let (shared, wanted, stop) = (Arc::clone(&shared), Arc::clone(&wanted), Arc::clone(&stop));
             let thread = std::thread::Builder::new()
                 .name(format!("smallthinker-read-{i}"))
-                .spawn(move || serve(&shared, &wanted))
+                .spawn(move || serve(&shared, &wanted, &stop))
                 .map_err(|e| Error::Internal { message: format!("cannot start reader thread {i}: {e}") })?;
             readers.threads.push(thread);
         }
@@ -47,22 +50,27 @@ impl Readers {
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        self.queue = None; // ends the readers' loops once the queue is empty
+        self.stop.store(true, Ordering::Release); // what is still queued, nobody waits for
+        self.queue = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn serve(shared: &Shared, wanted: &Mutex<Receiver<Wanted>>) {
+fn serve(shared: &Shared, wanted: &Mutex<Receiver<Wanted>>, stop: &AtomicBool) {
     loop {
         let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Wanted { id, mut bytes }) = next else { return };
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
         let result = fill(shared, id, &mut bytes);
         let mut state = shared.lock();
         let entry = match result {
             Ok(read) => {
                 state.stats.bytes_read += read;
+                state.ready += 1;
                 Entry::Ready(Arc::new(ExpertSlot::new(bytes)))
             }
             Err(error) => {

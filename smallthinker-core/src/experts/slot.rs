@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) policy: Lru,
     pub(super) stats: ExpertStats,
     pub(super) slots: usize,
+    /// Entries that are [`Entry::Ready`].
+    pub(super) ready: usize,
     free: Vec<Slab>,
 }
 
@@ -58,7 +60,7 @@ impl State {
         let mut free: Vec<Slab> = std::iter::from_fn(|| arena.take(slot_bytes)).take(slots).collect();
         free.reverse(); // handed out from the end: ascending addresses
         let policy = Lru::default();
-        Ok(State { entries: HashMap::new(), policy, stats: ExpertStats::default(), slots, free })
+        Ok(State { entries: HashMap::new(), policy, stats: ExpertStats::default(), slots, ready: 0, free })
     }
 
     /// A slot to fill: a free one, or the policy's victim among those that nobody holds.
@@ -77,6 +79,7 @@ impl State {
         match self.entries.remove(&victim) {
             Some(Entry::Ready(slot)) => {
                 self.stats.evictions += 1;
+                self.ready -= 1;
                 Arc::into_inner(slot).map(|slot| slot.bytes)
             }
             _ => None,
@@ -90,9 +93,5 @@ impl State {
 
     pub(super) fn loading(&self) -> usize {
         self.entries.values().filter(|e| matches!(e, Entry::Loading)).count()
-    }
-
-    pub(super) fn ready(&self) -> usize {
-        self.entries.values().filter(|e| matches!(e, Entry::Ready(_))).count()
     }
 }

@@ -133,10 +133,16 @@ fn a_short_read_is_one_error_and_the_next_try_reads_again() {
         assert!(error.to_string().contains("model.gguf"), "{error}");
     }
     check(&cache, (0, 0));
+    // Requested together by a pass that was told of only one of them.
+    cache.request(LAYERS - 1, 0..2);
+    cache.acquire((LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
     // Same inode, contents back.
     use std::io::Write;
     OpenOptions::new().write(true).open(&path).unwrap().write_all(&whole).unwrap();
-    check(&cache, (LAYERS - 1, 0));
+    for expert in 0..2 {
+        cache.request(LAYERS - 1, std::iter::once(expert));
+        check(&cache, (LAYERS - 1, expert));
+    }
 }
 
 #[test]

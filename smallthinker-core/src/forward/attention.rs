@@ -35,11 +35,11 @@ pub(crate) fn attend(
 ) -> Result<()> {
     let group = h.n_heads / h.n_kv_heads;
     tiles(team, out, h.q_dim(), (TOKENS_PER_TASK, group * h.head_dim), &|tile| {
-        let kv_head = tile.cols.start / (group * h.head_dim);
-        for t in tile.rows.clone() {
+        let kv_head = tile.cols().start / (group * h.head_dim);
+        for t in tile.rows() {
             let last = queries.start + t;
             let visible = window.map_or(0, |w| (last + 1).saturating_sub(w))..last + 1;
-            let q = &queries.rows[t * queries.stride..][tile.cols.clone()];
+            let q = &queries.rows[t * queries.stride..][tile.cols()];
             let heads = q.chunks_exact(h.head_dim).zip(tile.row(t).chunks_exact_mut(h.head_dim));
             for (q, out) in heads {
                 one_head(kernels, q, kv, kv_head, visible.clone(), out)?;

@@ -114,6 +114,8 @@ pub(crate) struct KvCache {
     len: usize,
     /// One past the highest position that may have been written since the cache was empty.
     high: usize,
+    /// Length that was restored from a file: window layers got only what that position sees.
+    restored: usize,
     kind: KvType,
     n_kv_heads: usize,
     head_dim: usize,
@@ -132,6 +134,7 @@ impl KvCache {
             layers,
             len: 0,
             high: 0,
+            restored: 0,
             kind,
             n_kv_heads: h.n_kv_heads,
             head_dim: h.head_dim,
@@ -205,21 +208,27 @@ impl KvCache {
         self.len += n;
     }
 
-    /// Goes back to `len` positions. `false`: a ring no longer holds what position `len` would see; then the
-    /// cache is empty and the text must be evaluated again.
+    /// Goes back to `len` positions and gives back the pages behind them. `false`: a window layer no longer
+    /// holds what position `len` sees; then the cache is empty and the text must be evaluated again.
     pub(crate) fn truncate(&mut self, len: usize) -> bool {
         let len = len.min(self.len);
         let intact = self.layers.iter().zip(&self.windows).all(|(l, window)| match (l.ring, window) {
-            // The oldest page still whole starts after the ring's pages before the page being written.
             (Some(ring), Some(window)) => {
-                let oldest = (self.high.div_ceil(PAGE)).saturating_sub(ring) * PAGE;
-                len.saturating_sub(*window) >= oldest
+                // The ring's oldest page that is still whole; and nothing before the restored window.
+                let in_ring = (self.high.div_ceil(PAGE)).saturating_sub(ring) * PAGE;
+                let oldest = in_ring.max(self.restored.saturating_sub(*window));
+                (len + 1).saturating_sub(*window) >= oldest
             }
             _ => true,
         });
         self.len = if intact { len } else { 0 };
         if self.len == 0 {
-            self.high = 0;
+            (self.high, self.restored) = (0, 0);
+        }
+        for l in &mut self.layers {
+            if l.ring.is_none() || self.len == 0 {
+                l.pages.truncate(self.len.div_ceil(PAGE));
+            }
         }
         intact
     }
@@ -234,6 +243,7 @@ impl KvCache {
         self.truncate(0);
         self.reserve(len)?;
         self.advance(len);
+        self.restored = len;
         Ok(())
     }
 

@@ -60,7 +60,7 @@ pub(crate) fn linear(
     let width = matrices.iter().map(|m| m.n_rows()).sum();
     let shape = (TILE_TOKENS, columns_per_task(team, width, xs.tokens()));
     tiles(team, out, width, shape, &|tile| {
-        let (tokens, cols) = (tile.rows.clone(), tile.cols.clone());
+        let (tokens, cols) = (tile.rows(), tile.cols());
         let mut first = 0; // column of the current matrix's row 0
         for &m in matrices {
             let rows = cols.start.max(first) - first..cols.end.clamp(first, first + m.n_rows()) - first;

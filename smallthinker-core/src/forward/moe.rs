@@ -79,8 +79,8 @@ fn one_token(
     s.gate.resize(choices.len() * ffn, 0.0);
     let cols = columns_per_task(team, ffn, 1).max(64);
     tiles(team, &mut s.gate, ffn, (1, cols), &|tile| {
-        let (slot, rows) = (&slots[tile.rows.start], tile.cols.clone());
-        let gate = tile.row(tile.rows.start);
+        let (slot, rows) = (&slots[tile.rows().start], tile.cols());
+        let gate = tile.row(tile.rows().start);
         let part = |m| slot.rows(m, rows.start, rows.end);
         kernels.matvec(parts.gate.dtype, part(&parts.gate), parts.gate.cols, xs.row(0), gate)?;
         let mut block = [0.0f32; 128];
@@ -96,7 +96,7 @@ fn one_token(
     s.neurons.set(kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
     let neurons = &s.neurons;
     tiles(team, y, parts.down.rows, (1, columns_per_task(team, parts.down.rows, 1)), &|tile| {
-        let rows = tile.cols.clone();
+        let rows = tile.cols();
         let mut block = [0.0f32; 256];
         for (i, y) in tile.row(0).chunks_mut(block.len()).enumerate() {
             let from = rows.start + i * block.len();
@@ -175,7 +175,7 @@ fn down_by_neuron(
     let cols = hidden.div_ceil(pass.team.threads()).next_multiple_of(block);
     let tokens = y.len() / hidden;
     tiles(pass.team, y, hidden, (tokens, cols), &|tile| {
-        let cols = tile.cols.clone();
+        let cols = tile.cols();
         let bytes_at = |c: usize| m.dtype.row_bytes(c);
         let (Some(from), Some(to)) = (bytes_at(cols.start), bytes_at(cols.end)) else {
             return Err(Error::Internal { message: format!("columns {cols:?} split a block") });

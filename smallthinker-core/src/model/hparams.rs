@@ -65,10 +65,6 @@ impl Hparams {
     /// Reads and checks the metadata. `gating` overrides what the file says or fails to say.
     pub fn from_gguf(gguf: &Gguf, vocab: usize, gating: Option<Gating>) -> Result<Hparams> {
         let path = gguf.path();
-        let architecture = gguf.require_str("general.architecture")?;
-        if architecture != "smallthinker" {
-            return Err(Error::unsupported(path, "general.architecture", architecture, "smallthinker"));
-        }
         let n_layers = dim(gguf, "smallthinker.block_count")?;
         let hidden = dim(gguf, "smallthinker.embedding_length")?;
         let n_heads = dim(gguf, "smallthinker.attention.head_count")?;
@@ -166,13 +162,7 @@ fn read_gating(gguf: &Gguf, chosen: Option<Gating>) -> Result<Gating> {
 fn read_attention(gguf: &Gguf, n_layers: usize) -> Result<Vec<LayerAttention>> {
     let base = rope_base(gguf, "smallthinker.rope.freq_base")?.unwrap_or(10_000.0);
     let base_window = rope_base(gguf, "smallthinker.rope.freq_base_swa")?.unwrap_or(base);
-    for key in ["smallthinker.rope.scaling.type", "smallthinker.rope.scale_linear"] {
-        match gguf.get(key) {
-            None => {}
-            Some(_) if key.ends_with("type") && gguf.get_str(key)? == Some("none") => {}
-            Some(value) => return Err(Error::unsupported(gguf.path(), key, format!("{value:?}"), "none")),
-        }
-    }
+    refuse_rope_scaling(gguf)?;
     let window = gguf.get_u32("smallthinker.attention.sliding_window")?.filter(|&w| w > 0);
     let Some(window) = window else {
         return Ok(vec![LayerAttention { window: None, rope_base: Some(base) }; n_layers]);
@@ -185,6 +175,20 @@ fn read_attention(gguf: &Gguf, n_layers: usize) -> Result<Vec<LayerAttention>> {
             false => LayerAttention { window: None, rope_base: None },
         })
         .collect())
+}
+
+/// Any scaling that would change a result is refused by name; a type of `none` or a factor of 1 changes none.
+fn refuse_rope_scaling(gguf: &Gguf) -> Result<()> {
+    let off = gguf.get_str("smallthinker.rope.scaling.type")? == Some("none");
+    let scales = |key: &str| {
+        key.starts_with("smallthinker.rope.scal") && !(off || key.ends_with("original_context_length"))
+    };
+    for (key, value) in gguf.metadata().filter(|(key, _)| scales(key)) {
+        if !matches!(value.as_float(), Some(0.0 | 1.0)) {
+            return Err(Error::unsupported(gguf.path(), key, format!("{value:?}"), "no scaling"));
+        }
+    }
+    Ok(())
 }
 
 /// Which layers slide: `sliding_window_pattern` as one flag per layer, or as a period whose first layer is

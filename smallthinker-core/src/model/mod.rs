@@ -61,7 +61,8 @@ pub(crate) struct Inner {
     pub(crate) kernels: &'static Kernels,
     pub(crate) pool: Pool,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) template: ChatTemplate,
+    /// Or why the file's template can't be used.
+    template: std::result::Result<ChatTemplate, String>,
     pub(crate) budget: Arc<Budget>,
     plan: Plan,
     /// Tells apart models whose sessions must not be mixed.
@@ -109,19 +110,10 @@ impl Model {
         let kernels = pick_kernels(options.kernels.as_deref())?;
         let (threads, chunk) = (options.resolved_threads()?, options.resolved_chunk()?);
         let Directory { spec, h, index } = Directory::read(&gguf, options.gating)?;
-        refuse_unknown_tensors(&gguf, &h)?;
-        let context_length = match options.context_length {
-            None => h.context_length,
-            Some(n) if (1..=h.context_length).contains(&n) => n,
-            Some(n) => {
-                let allowed = format!("1 to {}, the model's own", h.context_length);
-                return Err(Error::argument("context_length", n, allowed));
-            }
-        };
-        let limit = options.memory_budget.unwrap_or_else(plan::default_budget);
-        let plan = plan::plan(&gguf, &h, &index, options.kv_type, chunk, limit)?;
+        let context_length = options.resolved_context(&h)?;
+        let plan = plan::plan(&gguf, &h, &index, &options)?;
         warn_below_one_token(&gguf, &plan);
-        let budget = Budget::new(limit);
+        let budget = Budget::new(plan.budget);
         let slots = plan.expert_slots;
         let lease = budget.lease("weights", plan.resident + plan.tokenizer + slots * plan.expert_slot)?;
 
@@ -134,10 +126,15 @@ impl Model {
                 progress(done.min(total), total);
             }
         };
-        let template = ChatTemplate::new(spec.chat_template.as_deref().unwrap_or(crate::chat::CHATML))?;
-        let fingerprint = fingerprint(&gguf, &h);
+        // A template that can't be used must not keep the model from continuing plain text.
+        let template = ChatTemplate::new(spec.chat_template.as_deref().unwrap_or(crate::chat::CHATML))
+            .map_err(|e| format!("{}: tokenizer.chat_template: {e}", gguf.path().display()));
+        if let Err(reason) = &template {
+            warn!("{reason}");
+        }
         let tokenizer = Tokenizer::new(spec, gguf.path())?;
         let weights = weights::load(&gguf, &h, &options.cancel, &mut loaded)?;
+        let fingerprint = fingerprint(&gguf, &h, &weights);
         let source = Arc::clone(gguf.source());
         let cache = ExpertCache::new(index, Arc::clone(&source), slots as usize, READERS)?;
         if plan.fits() {
@@ -173,8 +170,7 @@ impl Model {
     pub fn plan_for(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Plan> {
         let gguf = Gguf::open(path)?;
         let Directory { h, index, .. } = Directory::read(&gguf, options.gating)?;
-        let limit = options.memory_budget.unwrap_or_else(plan::default_budget);
-        plan::plan(&gguf, &h, &index, options.kv_type, options.resolved_chunk()?, limit)
+        plan::plan(&gguf, &h, &index, options)
     }
 
     /// The plan that this model was loaded with.
@@ -212,9 +208,11 @@ impl Model {
         &self.inner.tokenizer
     }
 
-    /// The file's chat template.
-    pub fn chat_template(&self) -> &ChatTemplate {
-        &self.inner.template
+    /// The file's chat template; ChatML if it has none.
+    ///
+    /// Errors: [`Error::Template`] if the file has one that can't be used.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.inner.template.as_ref().map_err(|reason| Error::Template { message: reason.clone() })
     }
 
     /// Present state and counters.
@@ -258,6 +256,7 @@ impl Directory {
         }
         let spec = TokenizerSpec::from_gguf(gguf)?;
         let h = Hparams::from_gguf(gguf, spec.tokens.len(), gating)?;
+        refuse_unknown_tensors(gguf, &h)?;
         let index = ExpertIndex::new(gguf, &h)?;
         Ok(Directory { spec, h, index })
     }
@@ -292,7 +291,8 @@ fn refuse_unknown_tensors(gguf: &Gguf, h: &Hparams) -> Result<()> {
         WHOLE.contains(&name)
             || name.strip_prefix("blk.").and_then(|n| n.strip_suffix(".weight")).is_some_and(|n| {
                 n.split_once('.').is_some_and(|(layer, part)| {
-                    layer.parse::<usize>().is_ok_and(|l| l < h.n_layers) && LAYER_PARTS.contains(&part)
+                    let number = layer.parse::<usize>().ok().filter(|l| *l < h.n_layers);
+                    number.is_some_and(|l| l.to_string() == layer) && LAYER_PARTS.contains(&part)
                 })
             })
     };
@@ -322,12 +322,22 @@ fn expert_bytes(index: &ExpertIndex) -> u64 {
     index.layers.iter().map(|l| l.expert_bytes() * index.n_experts as u64).sum()
 }
 
-/// FNV-1a of shape, tensor directory and file sizes; not of the weights, which would take as long as a load.
-fn fingerprint(gguf: &Gguf, h: &Hparams) -> u64 {
+/// FNV-1a of shape, tensor directory, file sizes, norms and routers: tells fine-tunes of one model apart
+/// without reading all weights again.
+fn fingerprint(gguf: &Gguf, h: &Hparams, weights: &Weights) -> u64 {
     let mut hash = crate::hash::Fnv::new();
     hash.update(format!("{h:?} {}", gguf.file_bytes()).as_bytes());
     for t in gguf.tensors() {
         hash.update(format!("{} {} {:?} {} {}", t.name, t.dtype, t.dims, t.shard, t.offset).as_bytes());
+    }
+    let mut values = |values: &[f32]| values.iter().for_each(|v| hash.update(&v.to_le_bytes()));
+    values(&weights.output_norm);
+    for layer in &weights.layers {
+        values(&layer.attn_norm);
+        values(&layer.ffn_norm);
+    }
+    for layer in &weights.layers {
+        hash.update(layer.router.rows(0, layer.router.rows));
     }
     hash.value()
 }

@@ -1,6 +1,6 @@
 //! How to open a model.
 
-use crate::model::hparams::Gating;
+use crate::model::hparams::{Gating, Hparams};
 use crate::{CancelFlag, Error, KvType, Result};
 
 /// Told the bytes loaded so far and in all.
@@ -10,8 +10,9 @@ pub type Progress = Box<dyn FnMut(u64, u64) + Send>;
 #[derive(Default)]
 #[non_exhaustive]
 pub struct ModelOptions {
-    /// Bytes that weights, KV caches, scratch and tokenizer may take together. Default: what the model
-    /// needs, or what the machine and the enclosing cgroups leave free less a margin, whichever is less.
+    /// Bytes that weights, KV caches, scratch and tokenizer may take together. Default: what the model needs
+    /// with four sessions at the full context, or what the machine and the enclosing cgroups leave free less a
+    /// margin, whichever is less.
     pub memory_budget: Option<u64>,
     /// Compute threads, 1 to 1024. Default: physical cores within affinity mask and cgroup quota.
     pub threads: Option<usize>,
@@ -42,6 +43,17 @@ impl ModelOptions {
             None => Ok(crate::platform::default_threads()),
             Some(n @ 1..=MAX_THREADS) => Ok(n),
             Some(n) => Err(Error::argument("threads", n, format!("1 to {MAX_THREADS}"))),
+        }
+    }
+
+    pub(crate) fn resolved_context(&self, h: &Hparams) -> Result<usize> {
+        match self.context_length {
+            None => Ok(h.context_length),
+            Some(n) if (1..=h.context_length).contains(&n) => Ok(n),
+            Some(n) => {
+                let allowed = format!("1 to {}, the model's own", h.context_length);
+                Err(Error::argument("context_length", n, allowed))
+            }
         }
     }
 

@@ -6,7 +6,8 @@ use crate::gguf::Gguf;
 use crate::kernels::{ActGroup, Acts};
 use crate::model::expert_index::ExpertIndex;
 use crate::model::hparams::Hparams;
-use crate::model::weights::{expect_tensor, resident_shapes};
+use crate::model::options::ModelOptions;
+use crate::model::weights::{expect_tensor, is_vector_or_router, resident_shapes};
 use crate::{Error, Result};
 
 /// The memory plan of a model under a budget; all sizes in bytes.
@@ -51,47 +52,46 @@ impl Plan {
 /// Left to the rest of the machine when the budget is chosen from what is free.
 const MARGIN: u64 = 256 << 20;
 
-/// The default budget: what is free less a margin, or no limit where the system does not tell.
-pub(crate) fn default_budget() -> u64 {
+/// Sessions at the full context that the default budget has room for.
+const DEFAULT_SESSIONS: u64 = 4;
+
+/// What is free less a margin; no limit where the system does not tell.
+fn free_memory() -> u64 {
     crate::platform::available_memory().map_or(u64::MAX, |free| free.saturating_sub(MARGIN.min(free / 8)))
 }
 
-/// Plans for a budget. Errors: [`Error::Budget`] below the floor.
-pub(crate) fn plan(
-    gguf: &Gguf,
-    h: &Hparams,
-    index: &ExpertIndex,
-    kv: KvType,
-    chunk: usize,
-    budget: u64,
-) -> Result<Plan> {
+/// Plans for the options' budget. Errors: [`Error::Budget`] below the floor.
+pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &ModelOptions) -> Result<Plan> {
+    let (kv, chunk) = (options.kv_type, options.resolved_chunk()?);
     let tied = gguf.tensor("output.weight").is_none();
-    let mut resident = 0;
+    let mut resident = 0u64;
     for (name, rows, cols) in resident_shapes(h, tied) {
         let info = expect_tensor(gguf, &name, &[cols, rows])?;
-        resident += info.n_bytes.max(if name.contains("_norm") || name.contains("gate_inp") {
-            4 * (rows * cols) as u64
-        } else {
-            0
-        });
+        let bytes = if is_vector_or_router(&name) { 4 * (rows * cols) as u64 } else { info.n_bytes };
+        resident = resident.saturating_add(bytes);
     }
     let slot = index.slot_bytes as u64;
     let experts = h.n_layers as u64 * h.n_experts as u64;
-    let kv_page = h.n_layers as u64 * KvCache::page_bytes(h, kv);
+    let kv_page = (h.n_layers as u64).saturating_mul(KvCache::page_bytes(h, kv));
     let tokenizer = h.vocab as u64 * TOKENIZER_BYTES_PER_TOKEN;
     let scratch = scratch_bytes(h, chunk);
-    let fixed = resident + tokenizer + scratch;
-    let working_set = (MIN_SLOTS_PER_CHOICE * h.top_k) as u64;
-    let floor = fixed + kv_page + working_set.min(experts) * slot;
+    let kv_full = kv_full_context(h, options.resolved_context(h)?, kv, chunk);
+    let fixed = resident.saturating_add(tokenizer).saturating_add(scratch);
+    let everything = fixed.saturating_add(kv_full).saturating_add(index.bank_bytes());
+    let more_sessions = (DEFAULT_SESSIONS - 1).saturating_mul(kv_full.saturating_add(scratch));
+    let budget =
+        options.memory_budget.unwrap_or_else(|| free_memory().min(everything.saturating_add(more_sessions)));
+    let working_set = ((MIN_SLOTS_PER_CHOICE * h.top_k) as u64).min(experts);
+    let floor = fixed.saturating_add(kv_page).saturating_add(working_set.saturating_mul(slot));
+    let one_token = (h.n_layers as u64 * h.top_k as u64).saturating_mul(slot);
+    let per_token = resident.saturating_add(one_token);
     if budget < floor {
-        let per_token = fixed + h.n_layers as u64 * h.top_k as u64 * slot;
         let what = format!("this model (one token touches {per_token} bytes of it)");
         return Err(Error::Budget { what, needed: floor, available: budget });
     }
-    let kv_full = kv_full_context(h, kv, chunk);
     // A session's cache may grow to a quarter of the rest before experts get more.
     let for_slots = (budget - fixed).saturating_sub(kv_full.min((budget - fixed) / 4).max(kv_page));
-    let slots = (for_slots / slot.max(1)).clamp(working_set.min(experts), experts);
+    let slots = (for_slots / slot.max(1)).clamp(working_set, experts);
     Ok(Plan {
         budget,
         resident,
@@ -104,8 +104,8 @@ pub(crate) fn plan(
         expert_slots: slots,
         experts,
         floor,
-        per_token: resident + h.n_layers as u64 * h.top_k as u64 * slot,
-        everything: fixed + kv_full + index.bank_bytes(),
+        per_token,
+        everything,
     })
 }
 
@@ -116,18 +116,22 @@ const TOKENIZER_BYTES_PER_TOKEN: u64 = 400;
 pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize) -> u64 {
     let acts = |cols: usize| 4 * cols + cols.div_ceil(256) * size_of::<ActGroup>();
     let qkv = h.q_dim() + 2 * h.kv_dim();
-    let per_position = 4 * (3 * h.hidden + qkv + h.q_dim() + h.n_experts + h.head_dim)
+    let one = 4 * (3 * h.hidden + qkv + h.q_dim() + h.n_experts + h.head_dim)
         + acts(h.hidden.max(h.q_dim()))
-        // the experts' stage, at worst with all positions in one expert
+        + size_of::<(usize, f32)>() * 3 * h.top_k
+        // a batch of all positions in one expert
         + 4 * (2 * h.expert_ffn + h.hidden)
         + acts(h.hidden)
         + acts(h.expert_ffn);
-    (per_position * chunk + 4 * h.vocab + size_of::<Acts>()) as u64
+    // A single position keeps the neurons of all its experts.
+    let together = h.top_k * (4 * h.expert_ffn + acts(h.expert_ffn));
+    (one as u64)
+        .saturating_mul(chunk as u64)
+        .saturating_add((together + 4 * h.vocab + size_of::<Acts>()) as u64)
 }
 
-fn kv_full_context(h: &Hparams, kv: KvType, chunk: usize) -> u64 {
-    let positions =
-        |window: Option<usize>| window.map_or(h.context_length, |w| (w + chunk + PAGE).min(h.context_length));
+fn kv_full_context(h: &Hparams, context: usize, kv: KvType, chunk: usize) -> u64 {
+    let positions = |window: Option<usize>| window.map_or(context, |w| (w + chunk + PAGE).min(context));
     let pages: usize = h.attention.iter().map(|a| positions(a.window).div_ceil(PAGE)).sum();
-    pages as u64 * KvCache::page_bytes(h, kv)
+    (pages as u64).saturating_mul(KvCache::page_bytes(h, kv))
 }

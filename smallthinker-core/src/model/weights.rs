@@ -135,7 +135,8 @@ pub(crate) fn load(
     })
 }
 
-fn is_vector_or_router(name: &str) -> bool {
+/// These are held in F32 whatever their type in the file.
+pub(crate) fn is_vector_or_router(name: &str) -> bool {
     name.ends_with("norm.weight") || name.ends_with("ffn_gate_inp.weight")
 }
 

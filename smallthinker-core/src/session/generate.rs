@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::experts::ExpertStats;
-use crate::forward::Want;
+use crate::forward::{Pass, Want};
 use crate::sample::{Sampler, SamplingParams, TokenLogprobs, top_logprobs};
 use crate::session::{GenerationStats, Session};
 use crate::tokenizer::{DecodeStream, StopMatcher};
@@ -109,6 +109,10 @@ pub struct Generator {
 impl Generator {
     pub(super) fn new(session: &Session, options: GenerateOptions) -> Result<Generator> {
         let tokenizer = session.model.tokenizer();
+        // Before the prompt is evaluated, which can take minutes.
+        Pass::check_tokens(session.model.hparams(), &options.stop_tokens)?;
+        let biased: Vec<u32> = options.sampling.logit_bias.iter().map(|(id, _)| *id).collect();
+        Pass::check_tokens(session.model.hparams(), &biased)?;
         let mut stop_tokens = options.stop_tokens;
         if !options.ignore_stop_tokens {
             stop_tokens.extend_from_slice(tokenizer.stop_ids());
@@ -195,6 +199,10 @@ impl Generator {
             return Ok(None);
         }
         self.evaluate(session)?;
+        if session.logits.iter().any(|x| x.is_nan()) {
+            let layer = session.model.hparams().n_layers;
+            return Err(Error::NotFinite { layer, what: "a logit" });
+        }
         let token = self.sampler.sample(&session.logits, &session.tokens)?;
         self.note_time(session);
         if self.stop_tokens.contains(&token) {
@@ -216,6 +224,13 @@ impl Generator {
     /// Makes the logits of the next token.
     fn evaluate(&mut self, session: &mut Session) -> Result<()> {
         let prefill = self.first.is_none();
+        if session.tokens.is_empty() {
+            return Err(Error::argument(
+                "session",
+                "no tokens",
+                "the session that the generation was started on",
+            ));
+        }
         if session.kv.len() >= session.tokens.len() {
             // All is evaluated, but the logits are gone: the last token again.
             session.kv.truncate(session.tokens.len() - 1);

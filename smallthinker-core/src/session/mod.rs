@@ -102,7 +102,7 @@ impl Session {
     ///
     /// Text of messages never becomes a special token, so it can't forge a turn.
     pub fn set_chat(&mut self, messages: &[Message]) -> Result<()> {
-        let tokens = self.model.chat_template().encode_chat(self.model.tokenizer(), messages, true)?;
+        let tokens = self.model.chat_template()?.encode_chat(self.model.tokenizer(), messages, true)?;
         Pass::check_tokens(self.model.hparams(), &tokens)?;
         self.check_room(tokens.len())?;
         let shared = self.tokens.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
@@ -142,8 +142,20 @@ impl Session {
 
     /// Logits after every position of the conversation so far: `[tokens][vocab]`, in one vector.
     /// Always the full head. Evaluates the whole conversation again.
+    ///
+    /// Errors: [`Error::Budget`] if the budget or the machine has no room for the result.
     pub fn logits(&mut self) -> Result<Vec<f32>> {
         self.cancel.reset();
+        let m = &self.model.inner;
+        let values = self.tokens.len() * m.h.vocab;
+        let bytes = 4 * values as u64;
+        let _lease = m.budget.lease("logits of every position", bytes)?;
+        self.logits.clear();
+        self.logits.try_reserve_exact(values).map_err(|_| Error::Budget {
+            what: "logits of every position".into(),
+            needed: bytes,
+            available: 0,
+        })?;
         self.kv.truncate(0);
         self.evaluate_pending(Want::All)?;
         Ok(std::mem::take(&mut self.logits))
@@ -161,7 +173,8 @@ impl Session {
 
     /// Starts a generation; iterate over it to get the text.
     ///
-    /// Errors: options outside their range; no text to continue; no room left in the context.
+    /// Errors: options outside their range; no text to continue; [`Error::ContextOverflow`] if the context is
+    /// full already.
     pub fn generate(&mut self, options: GenerateOptions) -> Result<Generation<'_>> {
         let generator = self.start(options)?;
         Ok(Generation::new(self, generator))
@@ -173,17 +186,14 @@ impl Session {
         if self.tokens.is_empty() {
             return Err(Error::argument("prompt", "no tokens", "at least one token to continue"));
         }
+        self.check_room(self.tokens.len() + 1)?;
         self.cancel.reset();
         Generator::new(self, options)
     }
 
     fn check_room(&self, tokens: usize) -> Result<()> {
-        // One position more than the prompt: a full context could not answer.
         let limit = self.model.context_length();
-        if tokens >= limit {
-            return Err(Error::ContextOverflow { needed: tokens + 1, limit });
-        }
-        Ok(())
+        if tokens > limit { Err(Error::ContextOverflow { needed: tokens, limit }) } else { Ok(()) }
     }
 
     /// Evaluates what is pending, in chunks; `logits` then holds what `want` asks for.

@@ -21,6 +21,7 @@ const VERSION: u32 = 1;
 pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let fail = |source| Error::io(path, "write session", source);
+    // Readable by its owner alone, as temporary files are: it holds a conversation.
     let file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
     let mut out = Hashing { inner: BufWriter::new(file), hash: Fnv::new() };
     write_session(session, &mut out).map_err(fail)?;
@@ -74,13 +75,13 @@ pub(super) fn load(model: &Model, path: &Path) -> Result<Session> {
     let fingerprint = u64::from_le_bytes(input.array()?);
     if fingerprint != model.inner.fingerprint {
         let allowed = format!("{:016x}, that of {}", model.inner.fingerprint, model.path().display());
-        return Err(Error::malformed(path, "model fingerprint", format!("{fingerprint:016x}"), allowed));
+        return Err(Error::unsupported(path, "model fingerprint", format!("{fingerprint:016x}"), allowed));
     }
     let mut session = Session::new(model.clone())?;
     let element = u32::from_le_bytes(input.array()?);
     if element as usize != session.kv.kind().bytes() {
         let allowed = format!("{}, as the model was opened", session.kv.kind().bytes());
-        return Err(Error::malformed(path, "KV element bytes", element, allowed));
+        return Err(Error::unsupported(path, "KV element bytes", element, allowed));
     }
     let count = u64::from_le_bytes(input.array()?);
     if count > model.context_length() as u64 {
