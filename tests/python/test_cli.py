@@ -124,7 +124,9 @@ def long_generation(model, model_path):
     # Sampling at a high temperature seldom ends by itself.
     args = ["generate", PROMPT, "--model", model_path, "-n", model.context_length - 50, "--temperature", 5, "--seed", 1]
     command = [sys.executable, "-m", "smallthinker", *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A process started in the background of a shell inherits a SIGINT that is ignored.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
 
 
 def test_ctrl_c_exits_with_130(model, model_path):

@@ -171,10 +171,14 @@ impl Pass<'_> {
         parts.gate.dtype.is_quantized() || parts.up.dtype.is_quantized()
     }
 
-    /// Checks token ids before anything is computed.
-    pub(crate) fn check_tokens(h: &Hparams, tokens: &[u32]) -> Result<()> {
-        match tokens.iter().find(|&&t| t as usize >= h.vocab) {
-            Some(id) => Err(Error::argument("token id", id, format!("0 to {}", h.vocab - 1))),
+    /// Checks token ids before anything is computed; `name` is the argument that holds them.
+    pub(crate) fn check_tokens(
+        h: &Hparams,
+        name: &'static str,
+        mut tokens: impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        match tokens.find(|&t| t as usize >= h.vocab) {
+            Some(id) => Err(Error::argument(name, id, format!("token ids 0 to {}", h.vocab - 1))),
             None => Ok(()),
         }
     }

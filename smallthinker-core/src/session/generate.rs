@@ -110,9 +110,9 @@ impl Generator {
     pub(super) fn new(session: &Session, options: GenerateOptions) -> Result<Generator> {
         let tokenizer = session.model.tokenizer();
         // Before the prompt is evaluated, which can take minutes.
-        Pass::check_tokens(session.model.hparams(), &options.stop_tokens)?;
-        let biased: Vec<u32> = options.sampling.logit_bias.iter().map(|(id, _)| *id).collect();
-        Pass::check_tokens(session.model.hparams(), &biased)?;
+        let h = session.model.hparams();
+        Pass::check_tokens(h, "stop_tokens", options.stop_tokens.iter().copied())?;
+        Pass::check_tokens(h, "logit_bias", options.sampling.logit_bias.iter().map(|(id, _)| *id))?;
         let mut stop_tokens = options.stop_tokens;
         if !options.ignore_stop_tokens {
             stop_tokens.extend_from_slice(tokenizer.stop_ids());

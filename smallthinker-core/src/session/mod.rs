@@ -87,7 +87,7 @@ impl Session {
     ///
     /// Errors: as [`append`](Self::append); a token id outside the vocabulary.
     pub fn append_tokens(&mut self, tokens: &[u32]) -> Result<()> {
-        Pass::check_tokens(self.model.hparams(), tokens)?;
+        Pass::check_tokens(self.model.hparams(), "tokens", tokens.iter().copied())?;
         let tokenizer = self.model.tokenizer();
         let bos = tokenizer.bos().filter(|_| self.tokens.is_empty() && tokenizer.add_bos());
         let bos = bos.filter(|bos| tokens.first() != Some(bos));
@@ -103,7 +103,7 @@ impl Session {
     /// Text of messages never becomes a special token, so it can't forge a turn.
     pub fn set_chat(&mut self, messages: &[Message]) -> Result<()> {
         let tokens = self.model.chat_template()?.encode_chat(self.model.tokenizer(), messages, true)?;
-        Pass::check_tokens(self.model.hparams(), &tokens)?;
+        Pass::check_tokens(self.model.hparams(), "messages", tokens.iter().copied())?;
         self.check_room(tokens.len())?;
         let shared = self.tokens.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         self.rewind(shared)?;
@@ -143,19 +143,19 @@ impl Session {
     /// Logits after every position of the conversation so far: `[tokens][vocab]`, in one vector.
     /// Always the full head. Evaluates the whole conversation again.
     ///
-    /// Errors: [`Error::Budget`] if the budget or the machine has no room for the result.
+    /// The result is the caller's and not part of the budget. Errors: [`Error::Budget`] if the machine has no
+    /// room for it.
     pub fn logits(&mut self) -> Result<Vec<f32>> {
         self.cancel.reset();
         let m = &self.model.inner;
         let values = self.tokens.len() * m.h.vocab;
         let bytes = 4 * values as u64;
-        let _lease = m.budget.lease("logits of every position", bytes)?;
+        let available = crate::platform::available_memory().unwrap_or(u64::MAX);
+        let refused = Error::Budget { what: "logits of every position".into(), needed: bytes, available };
         self.logits.clear();
-        self.logits.try_reserve_exact(values).map_err(|_| Error::Budget {
-            what: "logits of every position".into(),
-            needed: bytes,
-            available: 0,
-        })?;
+        if bytes > available || self.logits.try_reserve_exact(values).is_err() {
+            return Err(refused);
+        }
         self.kv.truncate(0);
         self.evaluate_pending(Want::All)?;
         Ok(std::mem::take(&mut self.logits))

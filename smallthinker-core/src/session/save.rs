@@ -94,7 +94,7 @@ pub(super) fn load(model: &Model, path: &Path) -> Result<Session> {
     for _ in 0..count {
         session.tokens.push(u32::from_le_bytes(input.array()?));
     }
-    Pass::check_tokens(model.hparams(), &session.tokens)
+    Pass::check_tokens(model.hparams(), "tokens", session.tokens.iter().copied())
         .map_err(|e| Error::malformed(path, "tokens", e, "ids of the vocabulary"))?;
     read_kv(&mut session, evaluated as usize, length, &mut input)?;
     let hash = input.hash.value();
