@@ -1,4 +1,7 @@
 //! Q4_0 and Q8_0 with AVX2: eight blocks of 32 at a time.
+//!
+//! SAFETY: the `unsafe fn`s here implement [`Format`] and are unsafe for its one reason, the CPU features that it
+//! names; every access goes through references to whole blocks.
 
 use std::arch::x86_64::*;
 

@@ -1,4 +1,7 @@
 //! Q4_K, Q5_K and Q6_K with AVX2: one block of 256 at a time.
+//!
+//! SAFETY: the `unsafe fn`s here implement [`Format`] and are unsafe for its one reason, the CPU features that it
+//! names; every access goes through references to whole blocks.
 
 use std::arch::x86_64::*;
 
