@@ -52,12 +52,46 @@ struct Job {
     count: usize,
 }
 
+/// The tasks `from..to` that are left of a thread's share: `from` in the low half, `to` in the high. On a cache line
+/// of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, from: usize, to: usize) {
+        self.0.store(from as u64 | (to as u64) << 32, Ordering::Relaxed);
+    }
+
+    /// Takes the first task, as the thread whose share it is does.
+    fn first(&self) -> Option<usize> {
+        self.take(|from, to| (from, from + 1, to))
+    }
+
+    /// Takes the last task, as the others do.
+    fn last(&self) -> Option<usize> {
+        self.take(|from, to| (to - 1, from, to - 1))
+    }
+
+    fn take(&self, split: impl Fn(u64, u64) -> (u64, u64, u64)) -> Option<usize> {
+        let mut taken = None;
+        let update = |share: u64| {
+            let (from, to) = (share & 0xffff_ffff, share >> 32);
+            taken = (from < to).then(|| split(from, to));
+            taken.map(|(_, from, to)| from | to << 32)
+        };
+        // Relaxed: the tasks themselves are published with `epoch`.
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()?;
+        taken.map(|(task, _, _)| task as usize)
+    }
+}
+
 struct Shared {
     job: UnsafeCell<Job>,
     /// Number of jobs published so far; a change tells workers to look at `job`.
     epoch: AtomicU64,
-    /// Next task index to hand out.
-    next: AtomicUsize,
+    /// The tasks that are left to each thread.
+    shares: Vec<Share>,
     /// Workers that have not yet finished the current job.
     running: AtomicUsize,
     failed: AtomicBool,
@@ -79,7 +113,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(Job { task: None, count: 0 }),
             epoch: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
             running: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -92,7 +126,7 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
                 .name(format!("smallthinker-{i}"))
-                .spawn(move || shared.work())
+                .spawn(move || shared.work(i))
                 .map_err(|e| Error::Internal { message: format!("cannot start compute thread {i}: {e}") })?;
             pool.workers.push(worker);
         }
@@ -160,6 +194,9 @@ impl Team<'_> {
     /// Runs `task(0)`, …, `task(count - 1)`, each exactly once, on all threads, and waits for all.
     /// Returns the error of the lowest failing index; a panic inside a task is such an error.
     pub(crate) fn run(&self, count: usize, task: &Task<'_>) -> Result<()> {
+        if count > u32::MAX as usize {
+            return Err(Error::Internal { message: format!("{count} tasks in one stage") });
+        }
         if self.pool.workers.is_empty() || count <= 1 {
             return (0..count).try_for_each(|i| guarded(task, i, count));
         }
@@ -169,11 +206,14 @@ impl Team<'_> {
         let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         // SAFETY: `&self` is the one team and `running` is zero, so nobody reads the job now.
         unsafe { *shared.job.get() = Job { task: Some(erased), count } };
-        shared.next.store(0, Ordering::Relaxed);
+        for (i, share) in shared.shares.iter().enumerate() {
+            let from = |i: usize| i * count / shared.shares.len();
+            share.set(from(i), from(i + 1));
+        }
         shared.running.store(self.pool.workers.len(), Ordering::Relaxed);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         shared.rouse();
-        shared.drain(task, count);
+        shared.drain(0, task, count);
         let mut spins = 0;
         while shared.running.load(Ordering::Acquire) != 0 {
             pause(&mut spins);
@@ -187,7 +227,7 @@ impl Team<'_> {
 }
 
 impl Shared {
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut seen = 0;
         while let Some(epoch) = self.await_job(seen) {
             seen = epoch;
@@ -196,7 +236,7 @@ impl Shared {
             let (task, count) = unsafe { ((*self.job.get()).task, (*self.job.get()).count) };
             if let Some(task) = task {
                 // SAFETY: the publisher keeps the closure alive until `running` is zero.
-                self.drain(unsafe { &*task }, count);
+                self.drain(thread, unsafe { &*task }, count);
             }
             self.running.fetch_sub(1, Ordering::Release);
         }
@@ -236,12 +276,13 @@ impl Shared {
         }
     }
 
-    fn drain(&self, task: &Task<'_>, count: usize) {
+    /// Runs this thread's share in order, so that it reads weights one after the other, then what others have left.
+    fn drain(&self, thread: usize, task: &Task<'_>, count: usize) {
+        let own = self.shares.get(thread);
+        let others = || self.shares.iter().cycle().skip(thread + 1).take(self.shares.len() - 1);
         loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                return;
-            }
+            let next = own.and_then(Share::first).or_else(|| others().find_map(Share::last));
+            let Some(i) = next else { return };
             if let Err(error) = guarded(task, i, count) {
                 let mut failure = lock(&self.failure);
                 if failure.as_ref().is_none_or(|(at, _)| i < *at) {

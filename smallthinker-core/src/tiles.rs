@@ -7,16 +7,16 @@ use crate::Result;
 use crate::pool::Team;
 
 /// A rectangle of a row-major matrix, owned by one task.
-pub(crate) struct Tile<'a> {
-    base: *mut f32,
+pub(crate) struct Tile<'a, T = f32> {
+    base: *mut T,
     width: usize,
     // Private: the soundness of `row` rests on them.
     rows: Range<usize>,
     cols: Range<usize>,
-    _matrix: PhantomData<&'a mut [f32]>,
+    _matrix: PhantomData<&'a mut [T]>,
 }
 
-impl Tile<'_> {
+impl<T> Tile<'_, T> {
     /// Rows of the matrix that this tile covers.
     pub(crate) fn rows(&self) -> Range<usize> {
         self.rows.clone()
@@ -28,7 +28,7 @@ impl Tile<'_> {
     }
 
     /// This tile's part of row `row` of the matrix (`self.rows` says which there are).
-    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(self.rows.contains(&row), "row {row} outside {:?}", self.rows);
         // SAFETY: row < rows.end and cols.end <= width, checked against the matrix in `tiles`; tiles of one
         // job don't overlap, and `&mut self` keeps a second slice of this tile from existing.
@@ -41,18 +41,18 @@ impl Tile<'_> {
     }
 }
 
-struct Base(*mut f32);
-// SAFETY: each task derives only its own tile's slices from the pointer.
-unsafe impl Sync for Base {}
+struct Base<T>(*mut T);
+// SAFETY: each task derives only its own tile's slices from the pointer, and may send their elements.
+unsafe impl<T: Send> Sync for Base<T> {}
 
 /// Runs `task` once for every tile of `out`, a matrix of rows of `width`, cut into pieces of at most
 /// `tile_rows` × `tile_cols`.
-pub(crate) fn tiles(
+pub(crate) fn tiles<T: Send>(
     team: &Team<'_>,
-    out: &mut [f32],
+    out: &mut [T],
     width: usize,
     (tile_rows, tile_cols): (usize, usize),
-    task: &(dyn Fn(&mut Tile<'_>) -> Result<()> + Sync),
+    task: &(dyn Fn(&mut Tile<'_, T>) -> Result<()> + Sync),
 ) -> Result<()> {
     let (tile_rows, tile_cols) = (tile_rows.max(1), tile_cols.max(1));
     let rows = out.len().checked_div(width).unwrap_or(0);

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use super::Shared;
 use super::slot::{Entry, ExpertId, ExpertSlot};
 use crate::arena::Slab;
+use crate::tensor::packed::{Layout, pack};
 use crate::{Error, Result};
 
 /// An expert to read, with the slot that it goes to.
@@ -59,13 +60,14 @@ impl Drop for Readers {
 }
 
 fn serve(shared: &Shared, wanted: &Mutex<Receiver<Wanted>>, stop: &AtomicBool) {
+    let mut buffer = Vec::new();
     loop {
         let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Wanted { id, mut bytes }) = next else { return };
         if stop.load(Ordering::Acquire) {
             return;
         }
-        let result = fill(shared, id, &mut bytes);
+        let result = fill(shared, id, &mut bytes, &mut buffer);
         let mut state = shared.lock();
         let entry = match result {
             Ok(read) => {
@@ -84,11 +86,19 @@ fn serve(shared: &Shared, wanted: &Mutex<Receiver<Wanted>>, stop: &AtomicBool) {
     }
 }
 
-fn fill(shared: &Shared, (layer, expert): ExpertId, slot: &mut [u8]) -> Result<u64> {
+/// Reads an expert into its slot; `buffer` takes what must be packed on its way.
+fn fill(shared: &Shared, (layer, expert): ExpertId, slot: &mut [u8], buffer: &mut Vec<u8>) -> Result<u64> {
     let mut read = 0;
     for m in shared.index.layers[layer].matrices() {
         let (shard, offset) = m.place(expert);
-        shared.source.read_exact_at(shard, offset, &mut slot[m.at..m.at + m.bytes])?;
+        let place = &mut slot[m.at..m.at + m.slot_bytes];
+        if m.layout == Layout::Rows {
+            shared.source.read_exact_at(shard, offset, place)?;
+        } else {
+            buffer.resize(m.bytes, 0);
+            shared.source.read_exact_at(shard, offset, buffer)?;
+            pack(m.layout, buffer, 0, m.rows, m.cols, place);
+        }
         read += m.bytes as u64;
     }
     Ok(read)

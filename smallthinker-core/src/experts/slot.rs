@@ -7,6 +7,7 @@ use super::policy::Lru;
 use super::stats::ExpertStats;
 use crate::arena::{Arena, Slab};
 use crate::model::expert_index::ExpertMatrix;
+use crate::tensor::matrix::Matrix;
 use crate::{Error, Result};
 
 /// Layer and expert number.
@@ -22,10 +23,10 @@ impl ExpertSlot {
         ExpertSlot { bytes }
     }
 
-    /// The bytes of rows `from..to` of one of its matrices.
-    pub(crate) fn rows(&self, m: &ExpertMatrix, from: usize, to: usize) -> &[u8] {
-        let row_bytes = m.bytes / m.rows;
-        &self.bytes[m.at + from * row_bytes..m.at + to * row_bytes]
+    /// One of its matrices.
+    pub(crate) fn matrix(&self, m: &ExpertMatrix) -> Matrix<'_> {
+        let data = self.bytes.get(m.at..m.at + m.slot_bytes).unwrap_or(&[]);
+        Matrix { dtype: m.dtype, layout: m.layout, rows: m.rows, cols: m.cols, data }
     }
 }
 

@@ -16,10 +16,7 @@ impl Pass<'_> {
         for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(hidden)) {
             let row = token as usize;
             match &self.weights.embedding {
-                Embedding::Tied => {
-                    let head = &self.weights.head;
-                    dequantize(head.dtype, head.rows(row, row + 1), x)?;
-                }
+                Embedding::Tied => self.weights.head.view().row_values(row, x)?,
                 Embedding::File(info) => {
                     let row_bytes = info.n_bytes / self.h.vocab as u64;
                     raw.resize(row_bytes as usize, 0);
@@ -45,7 +42,7 @@ impl Pass<'_> {
         acts.set(self.kernels, norm, self.h.hidden, head.dtype.is_quantized())?;
         let at = logits.len();
         logits.resize(at + acts.tokens() * head.rows, 0.0);
-        linear(self.team, self.kernels, &[head], acts, &mut logits[at..])?;
+        linear(self.team, self.kernels, &[head.view()], acts, &mut logits[at..])?;
         self.traffic += head.bytes();
         Ok(())
     }

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use crate::Result;
+use crate::kernels::lanes::{LaneMatrix, PickedRows};
 use crate::kernels::{Acts, Kernels};
-use crate::model::weights::Matrix;
 use crate::pool::Team;
-use crate::tensor::DType;
-use crate::tiles::tiles;
+use crate::tensor::matrix::Matrix;
+use crate::tensor::packed::Layout;
+use crate::tiles::{Tile, tiles};
 
 /// Outputs that one call of a kernel makes for several tokens; small enough for the stack and the L1 cache.
 const BLOCK: usize = 4096;
@@ -16,29 +17,6 @@ const TILE_ROWS: usize = 64;
 const TILE_TOKENS: usize = BLOCK / TILE_ROWS;
 /// Decode tasks per thread: enough to even out a thread that was held up, few enough to keep reads long.
 const TASKS_PER_THREAD: usize = 4;
-
-/// Weight rows of one type, wherever they live.
-pub(crate) trait Rows: Sync {
-    fn dtype(&self) -> DType;
-    fn n_rows(&self) -> usize;
-    fn cols(&self) -> usize;
-    fn rows(&self, from: usize, to: usize) -> &[u8];
-}
-
-impl Rows for Matrix {
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-    fn n_rows(&self) -> usize {
-        self.rows
-    }
-    fn cols(&self) -> usize {
-        self.cols
-    }
-    fn rows(&self, from: usize, to: usize) -> &[u8] {
-        Matrix::rows(self, from, to)
-    }
-}
 
 /// How many output columns a task takes when `width` of them are made for `tokens` vectors.
 pub(crate) fn columns_per_task(team: &Team<'_>, width: usize, tokens: usize) -> usize {
@@ -53,46 +31,75 @@ pub(crate) fn columns_per_task(team: &Team<'_>, width: usize, tokens: usize) -> 
 pub(crate) fn linear(
     team: &Team<'_>,
     kernels: &Kernels,
-    matrices: &[&dyn Rows],
+    matrices: &[Matrix<'_>],
     xs: &Acts,
     out: &mut [f32],
 ) -> Result<()> {
-    let width = matrices.iter().map(|m| m.n_rows()).sum();
+    let width = matrices.iter().map(|m| m.rows).sum();
     let shape = (TILE_TOKENS, columns_per_task(team, width, xs.tokens()));
     tiles(team, out, width, shape, &|tile| {
-        let (tokens, cols) = (tile.rows(), tile.cols());
+        let cols = tile.cols();
         let mut first = 0; // column of the current matrix's row 0
-        for &m in matrices {
-            let rows = cols.start.max(first) - first..cols.end.clamp(first, first + m.n_rows()) - first;
-            product(kernels, m, rows, xs, tokens.clone(), &mut |t, row, values| {
-                let at = first + row - cols.start;
-                tile.row(t)[at..at + values.len()].copy_from_slice(values);
-            })?;
-            first += m.n_rows();
+        for m in matrices {
+            let rows = cols.start.max(first) - first..cols.end.clamp(first, first + m.rows) - first;
+            if !rows.is_empty() {
+                let at = first + rows.start - cols.start;
+                product(kernels, m, rows, xs, tile, at)?;
+            }
+            first += m.rows;
         }
         Ok(())
     })
 }
 
-/// Computes rows `rows` of `m` for `tokens`, and hands out each token's values of a block of rows, with the
-/// number of the block's first row.
-pub(crate) fn product(
+/// The products of rows `rows` of `m` with the tile's tokens, into its columns from `at` on.
+fn product(
     kernels: &Kernels,
-    m: &dyn Rows,
+    m: &Matrix<'_>,
     rows: Range<usize>,
     xs: &Acts,
-    tokens: Range<usize>,
-    put: &mut dyn FnMut(usize, usize, &[f32]),
+    tile: &mut Tile<'_>,
+    at: usize,
 ) -> Result<()> {
+    let tokens = tile.rows();
+    if m.layout == Layout::Lanes {
+        let matrix = LaneMatrix::new(m.data, m.rows, m.cols)?;
+        for t in tokens {
+            let out = &mut tile.row(t)[at..at + rows.len()];
+            kernels.matvec_lanes(matrix, PickedRows::From(rows.start), xs.row(t), out)?;
+        }
+        return Ok(());
+    }
+    if m.layout == Layout::Neurons {
+        use crate::kernels::neurons::NeuronBlock;
+        use crate::tensor::packed;
+        let tile_bytes = m.cols / 32 * packed::BLOCK;
+        for t in tokens {
+            let x = xs.row(t);
+            let blocks: Vec<NeuronBlock> = (0..x.block_count()).map(|b| NeuronBlock::new(&x.block(b).unwrap())).collect();
+            for r in rows.clone() {
+                let mut out = [0.0; 128];
+                if r == rows.start || r % 128 == 0 {
+                    let c = r / 128;
+                    kernels.down_tile(&m.data[c * tile_bytes..(c + 1) * tile_bytes], &blocks, &mut out)?;
+                    for rr in r..rows.end.min((c + 1) * 128) {
+                        tile.row(t)[at + rr - rows.start] = out[rr % 128];
+                    }
+                }
+            }
+        }
+        return Ok(());
+    }
     let mut block = [0.0f32; BLOCK];
     let per_call = (BLOCK / tokens.len().max(1)).max(1);
     for from in rows.clone().step_by(per_call) {
         let to = rows.end.min(from + per_call);
         let n = to - from;
         let out = &mut block[..n * tokens.len()];
-        kernels.matmul(m.dtype(), m.rows(from, to), n, m.cols(), xs, tokens.clone(), out)?;
+        kernels.matmul(m.dtype, m.file_rows(from, to), n, m.cols, xs, tokens.clone(), out)?;
         for (t, values) in tokens.clone().zip(out.chunks_exact(n)) {
-            put(t, from, values);
+            let at = at + from - rows.start;
+            tile.row(t)[at..at + n].copy_from_slice(values);
         }
     }
     Ok(())

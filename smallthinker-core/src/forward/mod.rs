@@ -5,6 +5,7 @@ mod head;
 pub(crate) mod kv_cache;
 mod linear;
 mod moe;
+mod neurons;
 mod rope;
 mod router;
 
@@ -111,7 +112,7 @@ impl Pass<'_> {
         let h = self.h;
         s.acts.set(self.kernels, &s.x, h.hidden, false)?;
         s.router.resize(s.acts.tokens() * h.n_experts, 0.0);
-        linear(self.team, self.kernels, &[&w.router], &s.acts, &mut s.router)?;
+        linear(self.team, self.kernels, &[w.router.view()], &s.acts, &mut s.router)?;
         s.choices.clear();
         for logits in s.router.chunks_exact(h.n_experts) {
             s.choices.extend(choose(logits, h.top_k, h.gating, layer)?);
@@ -137,7 +138,7 @@ impl Pass<'_> {
         let quantized = [&w.q, &w.k, &w.v].iter().any(|m| m.dtype.is_quantized());
         s.acts.set(self.kernels, &s.norm, h.hidden, quantized)?;
         s.qkv.resize(n * stride, 0.0);
-        linear(self.team, self.kernels, &[&w.q, &w.k, &w.v], &s.acts, &mut s.qkv)?;
+        linear(self.team, self.kernels, &[w.q.view(), w.k.view(), w.v.view()], &s.acts, &mut s.qkv)?;
         for (i, row) in s.qkv.chunks_exact_mut(stride).enumerate() {
             let (qk, v) = row.split_at_mut(q_dim + kv_dim);
             if let Some(base) = h.attention[layer].rope_base {
@@ -151,7 +152,7 @@ impl Pass<'_> {
         attend(self.team, self.kernels, h, window, &queries, &kv.layers[layer], &mut s.attention)?;
         s.acts.set(self.kernels, &s.attention, q_dim, w.o.dtype.is_quantized())?;
         s.delta.resize(n * h.hidden, 0.0);
-        linear(self.team, self.kernels, &[&w.o], &s.acts, &mut s.delta)?;
+        linear(self.team, self.kernels, &[w.o.view()], &s.acts, &mut s.delta)?;
         self.traffic += [&w.q, &w.k, &w.v, &w.o].iter().map(|m| m.bytes()).sum::<u64>();
         Ok(())
     }

@@ -4,43 +4,26 @@ use std::sync::Arc;
 
 use crate::experts::ExpertSlot;
 use crate::forward::Pass;
-use crate::forward::linear::{Rows, columns_per_task, linear};
+use crate::forward::linear::{columns_per_task, linear};
+use crate::forward::neurons::{NEURONS, Neurons};
 use crate::forward::router::Choice;
 use crate::kernels::Acts;
+use crate::kernels::neurons::NeuronBlock;
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
-use crate::tensor::{DType, dequantize};
+use crate::tensor::dequantize;
+use crate::tensor::packed::{BLOCK, Layout, TILE};
 use crate::tiles::tiles;
 use crate::{Error, Result};
 
 /// Buffers of this stage, kept between calls.
 #[derive(Default)]
 pub(crate) struct MoeScratch {
+    blocks: Vec<Neurons>,
     gate: Vec<f32>,
     up: Vec<f32>,
     down: Vec<f32>,
     neurons: Acts,
     gathered: Acts,
-}
-
-/// One matrix of a loaded expert.
-struct Loaded<'a> {
-    slot: &'a ExpertSlot,
-    matrix: &'a ExpertMatrix,
-}
-
-impl Rows for Loaded<'_> {
-    fn dtype(&self) -> DType {
-        self.matrix.dtype
-    }
-    fn n_rows(&self) -> usize {
-        self.matrix.rows
-    }
-    fn cols(&self) -> usize {
-        self.matrix.cols
-    }
-    fn rows(&self, from: usize, to: usize) -> &[u8] {
-        self.slot.rows(self.matrix, from, to)
-    }
 }
 
 /// Adds the chosen experts' outputs to `y` (`[tokens][hidden]`, zero before). `choices` has `top_k` entries
@@ -72,44 +55,65 @@ fn one_token(
     s: &mut MoeScratch,
     y: &mut [f32],
 ) -> Result<()> {
-    let (team, kernels) = (pass.team, pass.kernels);
     let acquire = |c: &Choice| pass.cache.acquire((layer, c.expert), pass.cancel);
     let slots: Vec<Arc<ExpertSlot>> = choices.iter().map(acquire).collect::<Result<_>>()?;
-    let ffn = parts.gate.rows;
-    s.gate.resize(choices.len() * ffn, 0.0);
-    let cols = columns_per_task(team, ffn, 1).max(64);
-    tiles(team, &mut s.gate, ffn, (1, cols), &|tile| {
-        let (slot, rows) = (&slots[tile.rows().start], tile.cols());
-        let gate = tile.row(tile.rows().start);
-        let part = |m| slot.rows(m, rows.start, rows.end);
-        kernels.matvec(parts.gate.dtype, part(&parts.gate), parts.gate.cols, xs.row(0), gate)?;
-        let mut block = [0.0f32; 128];
-        for (i, gate) in gate.chunks_mut(block.len()).enumerate() {
-            let from = rows.start + i * block.len();
-            let up = &mut block[..gate.len()];
-            let bytes = slot.rows(&parts.up, from, from + gate.len());
-            kernels.matvec(parts.up.dtype, bytes, parts.up.cols, xs.row(0), up)?;
-            kernels.relu_mul(gate, up)?;
-        }
-        Ok(())
+    let (team, kernels) = (pass.team, pass.kernels);
+    let (ffn, hidden) = (parts.gate.rows, parts.down.rows);
+    let blocks = ffn.div_ceil(NEURONS);
+    s.blocks.resize(choices.len() * blocks, Neurons::default());
+    tiles(team, &mut s.blocks, blocks, (1, 1), &|tile| {
+        let (e, b) = (tile.rows().start, tile.cols().start);
+        let (gate, up) = (slots[e].matrix(&parts.gate), slots[e].matrix(&parts.up));
+        let rows = NEURONS * b..ffn.min(NEURONS * (b + 1));
+        tile.row(e)[0].compute(kernels, &gate, &up, rows, xs.row(0))
     })?;
+    let bytes_per_row = |m: &ExpertMatrix| (m.slot_bytes / m.rows.max(1)) as u64;
+    let active: usize = s.blocks.iter().map(|b| b.up_rows).sum();
+    pass.traffic += choices.len() as u64 * parts.gate.slot_bytes as u64;
+    pass.traffic += active as u64 * bytes_per_row(&parts.up);
+    if parts.down.layout == Layout::Neurons {
+        // One place per expert and output: which thread makes it when does not matter for the sum.
+        let tile_bytes = blocks * BLOCK;
+        let width = hidden.next_multiple_of(TILE);
+        s.down.resize(choices.len() * width, 0.0);
+        let blocks: Vec<NeuronBlock> = s.blocks.iter().map(|b| b.packed).collect();
+        let per_expert = blocks.len() / choices.len().max(1);
+        tiles(team, &mut s.down, width, (1, TILE), &|tile| {
+            let (e, at) = (tile.rows().start, tile.cols().start / TILE * tile_bytes);
+            let down = slots[e].matrix(&parts.down);
+            let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
+            let neurons = &blocks[e * per_expert..(e + 1) * per_expert];
+            let out = tile.row(e).first_chunk_mut::<TILE>();
+            out.map_or(Ok(()), |out| kernels.down_tile(bytes, neurons, out))
+        })?;
+        for (choice, out) in choices.iter().zip(s.down.chunks_exact(width)) {
+            add_scaled(y, choice.weight, &out[..hidden]);
+        }
+        let touched: usize = blocks.iter().map(NeuronBlock::bytes).sum();
+        pass.traffic += (touched * (width / TILE)) as u64;
+        return Ok(());
+    }
+    s.gate.clear();
+    for blocks in s.blocks.chunks_exact(blocks) {
+        s.gate.extend(blocks.iter().flat_map(|b| b.values).take(ffn));
+    }
     s.neurons.set(kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
     let neurons = &s.neurons;
-    tiles(team, y, parts.down.rows, (1, columns_per_task(team, parts.down.rows, 1)), &|tile| {
+    tiles(team, y, hidden, (1, columns_per_task(team, hidden, 1)), &|tile| {
         let rows = tile.cols();
         let mut block = [0.0f32; 256];
         for (i, y) in tile.row(0).chunks_mut(block.len()).enumerate() {
             let from = rows.start + i * block.len();
             let out = &mut block[..y.len()];
             for (e, (slot, choice)) in slots.iter().zip(choices).enumerate() {
-                let bytes = slot.rows(&parts.down, from, from + out.len());
+                let bytes = slot.matrix(&parts.down).file_rows(from, from + out.len());
                 kernels.matvec(parts.down.dtype, bytes, parts.down.cols, neurons.row(e), out)?;
                 add_scaled(y, choice.weight, out);
             }
         }
         Ok(())
     })?;
-    pass.traffic += parts.expert_bytes() * choices.len() as u64;
+    pass.traffic += choices.len() as u64 * parts.down.slot_bytes as u64;
     Ok(())
 }
 
@@ -131,20 +135,19 @@ fn by_expert(
     }
     for (expert, users) in users.iter().enumerate().filter(|(_, u)| !u.is_empty()) {
         let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
-        let part = |matrix| Loaded { slot: &slot, matrix };
         s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;
         let (ffn, n) = (parts.gate.rows, users.len());
         s.gate.resize(n * ffn, 0.0);
         s.up.resize(n * ffn, 0.0);
-        linear(team, kernels, &[&part(&parts.gate)], &s.gathered, &mut s.gate)?;
-        linear(team, kernels, &[&part(&parts.up)], &s.gathered, &mut s.up)?;
+        linear(team, kernels, &[slot.matrix(&parts.gate)], &s.gathered, &mut s.gate)?;
+        linear(team, kernels, &[slot.matrix(&parts.up)], &s.gathered, &mut s.up)?;
         kernels.relu_mul(&mut s.gate, &s.up)?;
         match parts.down_layout {
             DownLayout::ByOutput => {
                 let hidden = parts.down.rows;
                 s.neurons.set(kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
                 s.down.resize(n * hidden, 0.0);
-                linear(team, kernels, &[&part(&parts.down)], &s.neurons, &mut s.down)?;
+                linear(team, kernels, &[slot.matrix(&parts.down)], &s.neurons, &mut s.down)?;
                 for ((t, w), out) in users.iter().zip(s.down.chunks_exact(hidden)) {
                     add_scaled(&mut y[t * hidden..(t + 1) * hidden], *w, out);
                 }
@@ -170,7 +173,7 @@ fn down_by_neuron(
     neurons: &[f32],
     y: &mut [f32],
 ) -> Result<()> {
-    let (kernels, hidden) = (pass.kernels, m.cols);
+    let (kernels, hidden, weights) = (pass.kernels, m.cols, slot.matrix(m));
     let block = m.dtype.block_len().max(64);
     let cols = hidden.div_ceil(pass.team.threads()).next_multiple_of(block);
     let tokens = y.len() / hidden;
@@ -185,7 +188,7 @@ fn down_by_neuron(
         for ((t, w), neurons) in users.iter().zip(neurons.chunks_exact(m.rows)) {
             sum.fill(0.0);
             for (n, &value) in neurons.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                dequantize(m.dtype, &slot.rows(m, n, n + 1)[from..to], &mut row)?;
+                dequantize(m.dtype, &weights.file_rows(n, n + 1)[from..to], &mut row)?;
                 kernels.axpy_f32(&mut sum, value, &row)?;
             }
             add_scaled(tile.row(*t), *w, &sum);

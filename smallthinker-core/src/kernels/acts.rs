@@ -2,7 +2,12 @@
 //! blocks. One block format serves every weight type.
 
 use super::Kernels;
+use super::lanes::LaneGroup;
 use crate::error::{Error, Result};
+
+/// Vectors up to which a batch is multiplied one vector at a time: then it has the groups in the order of
+/// [`Layout::Lanes`](crate::tensor::packed::Layout::Lanes) too.
+const LANE_TOKENS: usize = 400000;
 
 /// Elements of one activation group, the unit in which the quantized kernels walk a row.
 pub(crate) const GROUP: usize = 256;
@@ -33,6 +38,8 @@ pub struct Acts {
     groups_per_row: usize,
     values: Vec<f32>,
     groups: Vec<ActGroup>,
+    /// Of small batches only.
+    lanes: Vec<LaneGroup>,
 }
 
 /// One vector of an [`Acts`].
@@ -40,6 +47,7 @@ pub struct Acts {
 pub struct ActRow<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) groups: &'a [ActGroup],
+    pub(crate) lanes: &'a [LaneGroup],
 }
 
 /// 32 quantized activations of a row.
@@ -78,6 +86,7 @@ impl Acts {
         self.values.clear();
         self.values.extend_from_slice(values);
         self.groups_per_row = 0;
+        self.lanes.clear();
         if quantized && cols > 0 && cols.is_multiple_of(32) {
             let per_row = cols.div_ceil(GROUP);
             // No clear: `quantize_acts` rewrites every group that it covers, padding included.
@@ -86,6 +95,9 @@ impl Acts {
                 kernels.quantize_acts(row, groups)?;
             }
             self.groups_per_row = per_row;
+            if self.tokens <= LANE_TOKENS {
+                self.lanes.extend(self.groups.iter().map(LaneGroup::new));
+            }
         }
         Ok(())
     }
@@ -99,6 +111,7 @@ impl Acts {
         self.groups_per_row = from.groups_per_row;
         self.values.clear();
         self.groups.clear();
+        self.lanes.clear();
         for token in tokens {
             if token >= from.tokens {
                 let message = format!("activations: token {token} of {}", from.tokens);
@@ -107,6 +120,7 @@ impl Acts {
             let row = from.row(token);
             self.values.extend_from_slice(row.values);
             self.groups.extend_from_slice(row.groups);
+            self.lanes.extend_from_slice(row.lanes);
             self.tokens += 1;
         }
         Ok(())
@@ -122,6 +136,11 @@ impl Acts {
         self.cols
     }
 
+    /// Whether the vectors have the order of lanes too; batches of more than a few vectors don't.
+    pub(crate) fn has_lanes(&self) -> bool {
+        !self.lanes.is_empty()
+    }
+
     /// Whether the 8-bit side exists.
     pub fn is_quantized(&self) -> bool {
         self.groups_per_row > 0
@@ -135,12 +154,13 @@ impl Acts {
         };
         let values = part(self.cols).and_then(|range| self.values.get(range));
         let groups = part(self.groups_per_row).and_then(|range| self.groups.get(range));
-        ActRow { values: values.unwrap_or(&[]), groups: groups.unwrap_or(&[]) }
+        let lanes = part(self.groups_per_row).and_then(|range| self.lanes.get(range));
+        ActRow { values: values.unwrap_or(&[]), groups: groups.unwrap_or(&[]), lanes: lanes.unwrap_or(&[]) }
     }
 }
 
 impl<'a> ActRow<'a> {
-    pub(crate) const EMPTY: ActRow<'static> = ActRow { values: &[], groups: &[] };
+    pub(crate) const EMPTY: ActRow<'static> = ActRow { values: &[], groups: &[], lanes: &[] };
 
     /// The vector in `f32`.
     pub fn values(&self) -> &'a [f32] {

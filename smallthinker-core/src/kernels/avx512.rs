@@ -4,13 +4,16 @@
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, avx2};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, avx2, lanes, neurons};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, padded};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "avx512vnni",
     tile,
+    lanes: lanes::avx512::lanes,
+    neurons: neurons::avx512::neurons,
+    prefetch: avx2::prefetch_bytes,
     quantize_acts: avx2::quantize_acts,
     dot_f16: avx2::dot_f16,
     axpy_f16: avx2::axpy_f16,

@@ -9,8 +9,10 @@ mod acts;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub(crate) mod neurons;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -59,6 +61,9 @@ type TileFn = unsafe fn(Tile<'_>);
 pub struct Kernels {
     name: &'static str,
     tile: fn(DType) -> TileFn,
+    lanes: lanes::LanesFn,
+    neurons: neurons::NeuronsFn,
+    prefetch: unsafe fn(&[u8]),
     quantize_acts: unsafe fn(&[f32], &mut [ActGroup]),
     dot_f16: unsafe fn(&[f32], &[u16]) -> f32,
     axpy_f16: unsafe fn(&mut [f32], f32, &[u16]),
@@ -197,6 +202,13 @@ impl Kernels {
         Ok(())
     }
 
+    /// Asks for bytes that will soon be read. Changes no result.
+    #[inline]
+    pub(crate) fn prefetch(&self, bytes: &[u8]) {
+        // SAFETY: the set exists, so the CPU has its instructions.
+        unsafe { (self.prefetch)(bytes) }
+    }
+
     /// Quantizes a vector (a multiple of 32 elements) into `groups`, one per 256 elements, the last one
     /// padded with zeros. Every set gives the same result.
     pub fn quantize_acts(&self, x: &[f32], groups: &mut [ActGroup]) -> Result<()> {
@@ -255,7 +267,8 @@ impl Kernels {
         Ok(())
     }
 
-    /// `gate[i] = max(gate[i], 0) · up[i]`; NaN in either stays NaN. The same bits in every set.
+    /// `gate[i] = max(gate[i], 0) · up[i]`. Where gate is not above zero the result is zero, whatever up is (it need
+    /// not have been computed); a gate that is NaN stays NaN. The same bits in every set.
     pub fn relu_mul(&self, gate: &mut [f32], up: &[f32]) -> Result<()> {
         same_len("relu_mul", gate.len(), up.len())?;
         scalar::relu_mul(gate, up);

@@ -1,12 +1,23 @@
 //! The reference kernels: plain Rust, for every CPU. Other sets are tested against these.
 
 use super::acts::ActGroup;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons};
 use crate::tensor::DType;
 use crate::tensor::block::{self, Block, cast, f16};
 
-pub(super) static KERNELS: Kernels =
-    Kernels { name: "scalar", tile, quantize_acts, dot_f16, axpy_f16, dot_f32, axpy_f32, f32_to_f16 };
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    tile,
+    lanes: lanes::scalar::lanes,
+    neurons: neurons::scalar::neurons,
+    prefetch: |_| {},
+    quantize_acts,
+    dot_f16,
+    axpy_f16,
+    dot_f32,
+    axpy_f32,
+    f32_to_f16,
+};
 
 /// The tile function of each weight type.
 pub(super) fn tile(dtype: DType) -> TileFn {
@@ -51,6 +62,11 @@ fn block_tile<B: Block>(mut t: Tile<'_>) {
         let count = t.acts.len();
         t.put(r, &sums[..count.min(TILE_TOKENS)]);
     }
+}
+
+/// The sum of eight lanes in the order in which all sets add them.
+pub(super) fn sum_tree([a, b, c, d, e, f, g, h]: [f32; 8]) -> f32 {
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 fn float_tile<const N: usize>(mut t: Tile<'_>, value: impl Fn([u8; N]) -> f32) {
@@ -151,7 +167,6 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 pub(super) fn relu_mul(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         // Not `max`: that would turn NaN into 0 and hide damaged weights.
-        let positive = if *g < 0.0 { 0.0 } else { *g };
-        *g = positive * u;
+        *g = if *g <= 0.0 { 0.0 } else { *g * u };
     }
 }

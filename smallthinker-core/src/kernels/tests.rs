@@ -76,6 +76,11 @@ fn weights(rng: &mut Rng, dtype: DType, rows: usize, cols: usize, whole: bool) -
     bytes
 }
 
+/// Random Q4_0 rows with finite scales.
+pub(super) fn random_q4_0(rng: &mut Rng, rows: usize, cols: usize) -> Vec<u8> {
+    weights(rng, DType::Q4_0, rows, cols, false)
+}
+
 /// Activations whose 8-bit form is themselves: every block of 32 has one ±127, the others are small integers.
 fn whole_activations(rng: &mut Rng, n: usize) -> Vec<f32> {
     let mut x: Vec<f32> = (0..n).map(|_| rng.int(3) as f32).collect();

@@ -5,20 +5,25 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::model::hparams::Hparams;
 use crate::model::weights::expect_tensor;
 use crate::tensor::DType;
+use crate::tensor::matrix::matrix_bytes;
+use crate::tensor::packed::Layout;
 use crate::{Error, Result};
 
 /// One of an expert's three matrices, for all experts of a layer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ExpertMatrix {
     pub(crate) dtype: DType,
+    /// In the slot.
+    pub(crate) layout: Layout,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     /// File, offset of expert 0, bytes of one expert.
     shard: usize,
     offset: u64,
     pub(crate) bytes: usize,
-    /// Offset in the slot.
+    /// Offset and bytes in the slot.
     pub(crate) at: usize,
+    pub(crate) slot_bytes: usize,
 }
 
 impl ExpertMatrix {
@@ -58,7 +63,7 @@ impl LayerExperts {
     }
 
     fn slot_bytes(&self) -> usize {
-        self.matrices().iter().map(|m| Arena::footprint(m.bytes)).sum()
+        self.matrices().iter().map(|m| Arena::footprint(m.slot_bytes)).sum()
     }
 }
 
@@ -86,29 +91,32 @@ impl ExpertIndex {
 
 fn layer(gguf: &Gguf, h: &Hparams, i: usize) -> Result<LayerExperts> {
     let mut at = 0;
-    let mut matrix = |info: &TensorInfo, rows: usize, cols: usize| -> Result<ExpertMatrix> {
+    let mut matrix = |info: &TensorInfo, layout: Layout, rows: usize, cols: usize| -> Result<ExpertMatrix> {
+        let (dtype, shard, offset) = (info.dtype, info.shard, info.offset);
         // The directory has checked that the whole tensor lies inside the file.
-        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64).map_err(|_| {
-            Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory")
-        })?;
-        let m =
-            ExpertMatrix { dtype: info.dtype, rows, cols, shard: info.shard, offset: info.offset, bytes, at };
-        at += Arena::footprint(bytes);
+        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64).ok();
+        let Some((bytes, slot_bytes)) = bytes.zip(matrix_bytes(dtype, layout, rows, cols)) else {
+            return Err(Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory"));
+        };
+        let m = ExpertMatrix { dtype, layout, rows, cols, shard, offset, bytes, at, slot_bytes };
+        at += Arena::footprint(slot_bytes);
         Ok(m)
     };
     let (hidden, ffn, n) = (h.hidden, h.expert_ffn, h.n_experts);
     let name = |part: &str| format!("blk.{i}.ffn_{part}_exps.weight");
-    let gate = matrix(expect_tensor(gguf, &name("gate"), &[hidden, ffn, n])?, ffn, hidden)?;
-    let up = matrix(expect_tensor(gguf, &name("up"), &[hidden, ffn, n])?, ffn, hidden)?;
+    let info = expect_tensor(gguf, &name("gate"), &[hidden, ffn, n])?;
+    let gate = matrix(info, Layout::by_row(info.dtype), ffn, hidden)?;
+    let info = expect_tensor(gguf, &name("up"), &[hidden, ffn, n])?;
+    let up = matrix(info, Layout::by_row(info.dtype), ffn, hidden)?;
     // When hidden == ffn the shape cannot tell the two layouts apart; mainline's is the common one.
     let by_neuron = hidden != ffn
         && gguf.tensor(&name("down")).is_some_and(|t| t.dims.first().is_some_and(|&d| d == hidden as u64));
     let (down, down_layout) = if by_neuron {
         let info = expect_tensor(gguf, &name("down"), &[hidden, ffn, n])?;
-        (matrix(info, ffn, hidden)?, DownLayout::ByNeuron)
+        (matrix(info, Layout::Rows, ffn, hidden)?, DownLayout::ByNeuron)
     } else {
         let info = expect_tensor(gguf, &name("down"), &[ffn, hidden, n])?;
-        (matrix(info, hidden, ffn)?, DownLayout::ByOutput)
+        (matrix(info, Layout::by_neuron(info.dtype), hidden, ffn)?, DownLayout::ByOutput)
     };
     Ok(LayerExperts { gate, up, down, down_layout })
 }

@@ -337,7 +337,7 @@ fn fingerprint(gguf: &Gguf, h: &Hparams, weights: &Weights) -> u64 {
         values(&layer.ffn_norm);
     }
     for layer in &weights.layers {
-        hash.update(layer.router.rows(0, layer.router.rows));
+        hash.update(layer.router.view().data);
     }
     hash.value()
 }

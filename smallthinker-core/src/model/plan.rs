@@ -7,7 +7,7 @@ use crate::kernels::{ActGroup, Acts};
 use crate::model::expert_index::ExpertIndex;
 use crate::model::hparams::Hparams;
 use crate::model::options::ModelOptions;
-use crate::model::weights::{expect_tensor, is_vector_or_router, resident_shapes};
+use crate::model::weights::{expect_tensor, resident_bytes, resident_shapes};
 use crate::{Error, Result};
 
 /// The memory plan of a model under a budget; all sizes in bytes.
@@ -67,8 +67,7 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let mut resident = 0u64;
     for (name, rows, cols) in resident_shapes(h, tied) {
         let info = expect_tensor(gguf, &name, &[cols, rows])?;
-        let bytes = if is_vector_or_router(&name) { 4 * (rows * cols) as u64 } else { info.n_bytes };
-        resident = resident.saturating_add(bytes);
+        resident = resident.saturating_add(resident_bytes(gguf, &name, info, rows, cols)? as u64);
     }
     let slot = index.slot_bytes as u64;
     let experts = h.n_layers as u64 * h.n_experts as u64;

@@ -4,22 +4,24 @@ use crate::arena::{Arena, Slab};
 use crate::cancel::CancelFlag;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::hparams::Hparams;
+use crate::tensor::matrix::{Matrix, matrix_bytes};
+use crate::tensor::packed::{Layout, pack};
 use crate::tensor::{DType, dequantize};
 use crate::{Error, Result};
 
-/// A weight matrix in memory, rows in file order.
-pub(crate) struct Matrix {
+/// A weight matrix that is always in memory.
+pub(crate) struct Resident {
     pub(crate) dtype: DType,
+    layout: Layout,
     pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    row_bytes: usize,
+    cols: usize,
     data: Slab,
 }
 
-impl Matrix {
-    /// The bytes of rows `from..to`.
-    pub(crate) fn rows(&self, from: usize, to: usize) -> &[u8] {
-        &self.data[from * self.row_bytes..to * self.row_bytes]
+impl Resident {
+    /// The matrix, to compute with.
+    pub(crate) fn view(&self) -> Matrix<'_> {
+        Matrix { dtype: self.dtype, layout: self.layout, rows: self.rows, cols: self.cols, data: &self.data }
     }
 
     /// Size in memory.
@@ -31,13 +33,13 @@ impl Matrix {
 /// Resident weights of one layer.
 pub(crate) struct LayerWeights {
     pub(crate) attn_norm: Vec<f32>,
-    pub(crate) q: Matrix,
-    pub(crate) k: Matrix,
-    pub(crate) v: Matrix,
-    pub(crate) o: Matrix,
+    pub(crate) q: Resident,
+    pub(crate) k: Resident,
+    pub(crate) v: Resident,
+    pub(crate) o: Resident,
     pub(crate) ffn_norm: Vec<f32>,
     /// F32 whatever the file's type: a quantized router scrambles the top-k.
-    pub(crate) router: Matrix,
+    pub(crate) router: Resident,
 }
 
 /// Where the rows of the embedding are.
@@ -53,7 +55,7 @@ pub(crate) struct Weights {
     pub(crate) embedding: Embedding,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) output_norm: Vec<f32>,
-    pub(crate) head: Matrix,
+    pub(crate) head: Resident,
 }
 
 /// Names of the resident tensors with their shapes (`[rows, cols]`; norms have one row).
@@ -105,7 +107,7 @@ pub(crate) fn load(
     let mut bytes = 0usize;
     for (name, rows, cols) in resident_shapes(h, tied) {
         let info = expect_tensor(gguf, &name, &[cols, rows])?;
-        let wanted = if is_vector_or_router(&name) { rows * cols * 4 } else { to_usize(gguf, info)? };
+        let wanted = resident_bytes(gguf, &name, info, rows, cols)?;
         bytes = bytes.saturating_add(Arena::footprint(wanted));
     }
     let embedding = match tied {
@@ -140,16 +142,29 @@ pub(crate) fn is_vector_or_router(name: &str) -> bool {
     name.ends_with("norm.weight") || name.ends_with("ffn_gate_inp.weight")
 }
 
-fn to_usize(gguf: &Gguf, info: &TensorInfo) -> Result<usize> {
-    usize::try_from(info.n_bytes).map_err(|_| {
-        Error::unsupported(
-            gguf.path(),
-            &info.name,
-            info.n_bytes,
-            "sizes that fit this machine's address space",
-        )
-    })
+/// Bytes that a resident tensor takes in memory.
+pub(crate) fn resident_bytes(
+    gguf: &Gguf,
+    name: &str,
+    info: &TensorInfo,
+    rows: usize,
+    cols: usize,
+) -> Result<usize> {
+    let dtype = if is_vector_or_router(name) { DType::F32 } else { info.dtype };
+    matrix_bytes(dtype, Layout::by_row(dtype), rows, cols).ok_or_else(|| too_large(gguf, info))
 }
+
+fn too_large(gguf: &Gguf, info: &TensorInfo) -> Error {
+    let allowed = "sizes that fit this machine's address space";
+    Error::unsupported(gguf.path(), &info.name, info.n_bytes, allowed)
+}
+
+fn to_usize(gguf: &Gguf, info: &TensorInfo) -> Result<usize> {
+    usize::try_from(info.n_bytes).map_err(|_| too_large(gguf, info))
+}
+
+/// Bytes of a piece that is packed: they stay in the second-level cache.
+const PIECE: usize = 512 << 10;
 
 struct Loader<'a> {
     gguf: &'a Gguf,
@@ -162,8 +177,9 @@ struct Loader<'a> {
 const READ: usize = 16 << 20;
 
 impl Loader<'_> {
-    fn bytes(&mut self, info: &TensorInfo, out: &mut [u8]) -> Result<()> {
-        let mut offset = info.offset;
+    /// Reads `out.len()` bytes of a tensor, from its byte `at` on.
+    fn bytes(&mut self, info: &TensorInfo, at: usize, out: &mut [u8]) -> Result<()> {
+        let mut offset = info.offset + at as u64;
         for piece in out.chunks_mut(READ) {
             self.cancel.check()?;
             self.gguf.source().read_exact_at(info.shard, offset, piece)?;
@@ -182,7 +198,7 @@ impl Loader<'_> {
     fn values(&mut self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>> {
         let info = expect_tensor(self.gguf, name, &[cols, rows])?;
         let mut raw = vec![0u8; to_usize(self.gguf, info)?];
-        self.bytes(info, &mut raw)?;
+        self.bytes(info, 0, &mut raw)?;
         let mut values = vec![0.0; rows * cols];
         dequantize(info.dtype, &raw, &mut values)?;
         Ok(values)
@@ -192,7 +208,7 @@ impl Loader<'_> {
         self.values(name, 1, len)
     }
 
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Resident> {
         let info = expect_tensor(self.gguf, name, &[cols, rows])?;
         if is_vector_or_router(name) {
             let values = self.values(name, rows, cols)?;
@@ -200,11 +216,36 @@ impl Loader<'_> {
             for (bytes, v) in data.chunks_exact_mut(4).zip(&values) {
                 bytes.copy_from_slice(&v.to_le_bytes());
             }
-            return Ok(Matrix { dtype: DType::F32, rows, cols, row_bytes: cols * 4, data });
+            let (dtype, layout) = (DType::F32, Layout::Rows);
+            return Ok(Resident { dtype, layout, rows, cols, data });
         }
-        let mut data = self.slab(to_usize(self.gguf, info)?)?;
-        self.bytes(info, &mut data)?;
-        let row_bytes = data.len() / rows;
-        Ok(Matrix { dtype: info.dtype, rows, cols, row_bytes, data })
+        let layout = Layout::by_row(info.dtype);
+        let mut data = self.slab(resident_bytes(self.gguf, name, info, rows, cols)?)?;
+        if layout == Layout::Rows {
+            self.bytes(info, 0, &mut data)?;
+        } else {
+            self.packed(info, layout, rows, cols, &mut data)?;
+        }
+        Ok(Resident { dtype: info.dtype, layout, rows, cols, data })
+    }
+
+    /// Reads a matrix piece by piece, each packed while it is in the cache.
+    fn packed(
+        &mut self,
+        info: &TensorInfo,
+        layout: Layout,
+        rows: usize,
+        cols: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let row_bytes = to_usize(self.gguf, info)? / rows.max(1);
+        let rows_per_piece = (PIECE / row_bytes.max(1)).max(1);
+        let mut buffer = vec![0u8; rows_per_piece * row_bytes];
+        for first in (0..rows).step_by(rows_per_piece) {
+            let piece = &mut buffer[..rows_per_piece.min(rows - first) * row_bytes];
+            self.bytes(info, first * row_bytes, piece)?;
+            pack(layout, piece, first, rows, cols, out);
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 pub(crate) mod block;
 mod dequantize;
 mod dtype;
+pub(crate) mod matrix;
+pub(crate) mod packed;
 mod quantize;
 
 pub use dequantize::dequantize;

@@ -17,6 +17,13 @@ pub(in crate::kernels) fn half_scales(d: [[u8; 2]; 8]) -> __m256 {
     _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
 }
 
+/// Eight half-precision numbers in `f32`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::kernels) fn half_scales_at(d: &[u8; 16]) -> __m256 {
+    _mm256_cvtph_ps(load_half(d))
+}
+
 /// `acc` plus the blocks' integers times what they are worth.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -10,15 +10,26 @@ mod kquants;
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
 
-pub(super) use blocks::{add_scaled, half_scales};
+pub(super) use blocks::{add_scaled, half_scales, half_scales_at};
 pub(super) use float::{axpy_f16, axpy_f32, dot_f16, dot_f32, f32_to_f16};
 
-pub(super) static KERNELS: Kernels =
-    Kernels { name: "avx2", tile, quantize_acts, dot_f16, axpy_f16, dot_f32, axpy_f32, f32_to_f16 };
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "avx2",
+    tile,
+    lanes: lanes::avx2::lanes,
+    neurons: neurons::avx2::neurons,
+    prefetch: prefetch_bytes,
+    quantize_acts,
+    dot_f16,
+    axpy_f16,
+    dot_f32,
+    axpy_f32,
+    f32_to_f16,
+};
 
 /// How far ahead of the arithmetic weights are requested from memory. Worth a factor of two in a product
 /// with one vector, which is bound by how many cache lines are under way.
@@ -44,6 +55,7 @@ impl Lane for u8 {}
 impl Lane for i8 {}
 impl Lane for i16 {}
 impl Lane for u16 {}
+impl Lane for i32 {}
 impl Lane for f32 {}
 
 /// Loads 32 bytes.
@@ -99,6 +111,30 @@ pub(super) fn prefetch_after<T>(value: &T) {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line)) };
     }
+}
+
+/// Asks for a cache line. The address may lie outside the weights.
+#[inline]
+#[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch_line<T>(at: *const T) {
+    // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+/// Asks for the cache lines of a value that may lie outside the weights.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch<T>(at: *const T) {
+    for line in 0..size_of::<T>().div_ceil(64) {
+        prefetch_line(at.wrapping_byte_add(64 * line));
+    }
+}
+
+/// Asks for all cache lines of some bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch_bytes(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| prefetch_line(line.as_ptr()));
 }
 
 /// How 256 consecutive weights of a type are multiplied with 256 activations. The methods may be called only

@@ -1,0 +1,107 @@
+//! The down projection after a ReLU, from Q4_0 weights in [`Layout::Neurons`](crate::tensor::packed::Layout::Neurons):
+//! neurons that are zero are skipped, and their weights never read.
+//!
+//! Zeros add nothing to the integer of a block, so the result is that of the dense product, bit for bit, in every
+//! set: eight sums, one per block number modulo 8, each of its blocks in ascending order with one fused
+//! multiply-add per block, added at the end in one fixed tree.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+pub(super) mod scalar;
+#[cfg(test)]
+mod tests;
+
+use super::acts::ActBlock;
+use super::{Kernels, misuse};
+use crate::error::Result;
+use crate::tensor::packed::{BLOCK, BLOCK_SCALES, NEURON_CODES, TILE};
+
+/// 32 quantized neurons without those that are zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct NeuronBlock {
+    /// What one integer step is worth; NaN if a neuron of the block was not finite.
+    pub(super) scale: f32,
+    /// Codes count from 0 while weights count from -8: what that adds to the block's integer.
+    pub(super) offset: i32,
+    pub(super) count: u8,
+    /// The first `count` are the neurons that are not zero, ascending; the rest is 0.
+    pub(super) index: [u8; 32],
+    /// Their values; the rest is 0.
+    pub(super) q: [i8; 32],
+}
+
+impl NeuronBlock {
+    /// All neurons are zero.
+    pub(crate) const ZERO: NeuronBlock =
+        NeuronBlock { scale: 0.0, offset: 0, count: 0, index: [0; 32], q: [0; 32] };
+
+    pub(crate) fn new(block: &ActBlock<'_>) -> NeuronBlock {
+        let mut packed = NeuronBlock {
+            scale: block.scale,
+            offset: -8 * (i32::from(block.sums[0]) + i32::from(block.sums[1])),
+            ..NeuronBlock::ZERO
+        };
+        for (i, &q) in block.q.iter().enumerate().filter(|(_, q)| **q != 0) {
+            let at = usize::from(packed.count);
+            (packed.index[at], packed.q[at]) = (i as u8, q);
+            packed.count += 1;
+        }
+        packed
+    }
+
+    /// Neurons that are not zero.
+    pub(crate) fn active(&self) -> usize {
+        usize::from(self.count)
+    }
+
+    /// Weight bytes that the block's products with one tile touch.
+    pub(crate) fn bytes(&self) -> usize {
+        if self.is_zero() { 0 } else { BLOCK_SCALES + self.active() * NEURON_CODES }
+    }
+
+    /// Whether the block adds nothing.
+    fn is_zero(&self) -> bool {
+        self.count == 0 && !self.scale.is_nan()
+    }
+
+    /// Four neurons at a time, with their values as the lanes of a dot product take them.
+    #[inline]
+    fn quads(&self) -> impl Iterator<Item = (&[u8; 4], &[i8; 4])> {
+        let quads = usize::from(self.count).div_ceil(4);
+        self.index.as_chunks::<4>().0.iter().zip(self.q.as_chunks::<4>().0).take(quads)
+    }
+}
+
+/// The arguments of a kernel: the blocks of one tile and as many blocks of neurons.
+pub(super) struct NeuronsJob<'a> {
+    pub(super) tile: &'a [[u8; BLOCK]],
+    pub(super) neurons: &'a [NeuronBlock],
+    pub(super) out: &'a mut [f32; TILE],
+}
+
+/// Unsafe because it may use instructions that only some CPUs have.
+pub(super) type NeuronsFn = unsafe fn(NeuronsJob<'_>);
+
+impl Kernels {
+    /// `out` = the products of one tile's 128 outputs with the neurons. The weights behind the tile are likely to be
+    /// wanted next.
+    ///
+    /// Errors: [`Error::Internal`](crate::Error::Internal) if the tile has not one block per block of neurons.
+    pub(crate) fn down_tile(
+        &self,
+        tile: &[u8],
+        neurons: &[NeuronBlock],
+        out: &mut [f32; TILE],
+    ) -> Result<()> {
+        let (tile, rest) = tile.as_chunks::<BLOCK>();
+        if !rest.is_empty() || tile.len() != neurons.len() {
+            let detail = format_args!("{} blocks of weights, {} of neurons", tile.len(), neurons.len());
+            return Err(misuse("down_tile", detail));
+        }
+        // SAFETY: the set exists, so the CPU has its instructions; lengths were checked above.
+        unsafe { (self.neurons)(NeuronsJob { tile, neurons, out }) };
+        Ok(())
+    }
+}
