@@ -46,6 +46,7 @@ pub use cancel::CancelFlag;
 pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};
 pub use experts::ExpertStats;
+pub use forward::clock::{Stage, StageTimes};
 pub use forward::kv_cache::KvType;
 pub use model::{
     Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress, parse_bytes,

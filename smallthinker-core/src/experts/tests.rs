@@ -67,7 +67,10 @@ fn check(cache: &ExpertCache, id: ExpertId) {
     let slot = cache.acquire(id, &CancelFlag::new()).unwrap();
     for (matrix, m) in cache.index().layers[id.0].matrices().into_iter().enumerate() {
         let expected = ((id.0 * 100 + id.1 * 10 + matrix) as f32).to_le_bytes();
-        assert!(slot.matrix(m).file_rows(0, m.rows).chunks(4).all(|b| b == expected), "{id:?}, matrix {matrix}");
+        assert!(
+            slot.matrix(m).file_rows(0, m.rows).chunks(4).all(|b| b == expected),
+            "{id:?}, matrix {matrix}"
+        );
     }
 }
 

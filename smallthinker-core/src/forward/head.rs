@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::forward::Pass;
+use crate::forward::clock::Stage;
 use crate::forward::linear::linear;
 use crate::kernels::Acts;
 use crate::model::weights::Embedding;
@@ -22,7 +23,7 @@ impl Pass<'_> {
                     raw.resize(row_bytes as usize, 0);
                     self.source.read_exact_at(info.shard, info.offset + row as u64 * row_bytes, &mut raw)?;
                     dequantize(info.dtype, &raw, x)?;
-                    self.traffic += row_bytes;
+                    self.clock.bytes(Stage::Embedding, row_bytes);
                 }
             }
         }
@@ -40,10 +41,12 @@ impl Pass<'_> {
         let head = &self.weights.head;
         self.norm(x, &self.weights.output_norm, norm)?;
         acts.set(self.kernels, norm, self.h.hidden, head.dtype.is_quantized())?;
+        self.clock.lap(Stage::Norm);
         let at = logits.len();
         logits.resize(at + acts.tokens() * head.rows, 0.0);
         linear(self.team, self.kernels, &[head.view()], acts, &mut logits[at..])?;
-        self.traffic += head.bytes();
+        self.clock.lap(Stage::Head);
+        self.clock.bytes(Stage::Head, head.bytes());
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ const BLOCK: usize = 4096;
 const TILE_ROWS: usize = 64;
 const TILE_TOKENS: usize = BLOCK / TILE_ROWS;
 /// Decode tasks per thread: enough to even out a thread that was held up, few enough to keep reads long.
-const TASKS_PER_THREAD: usize = 4;
+const TASKS_PER_THREAD: usize = 16;
 
 /// How many output columns a task takes when `width` of them are made for `tokens` vectors.
 pub(crate) fn columns_per_task(team: &Team<'_>, width: usize, tokens: usize) -> usize {
@@ -76,7 +76,8 @@ fn product(
         let tile_bytes = m.cols / 32 * packed::BLOCK;
         for t in tokens {
             let x = xs.row(t);
-            let blocks: Vec<NeuronBlock> = (0..x.block_count()).map(|b| NeuronBlock::new(&x.block(b).unwrap())).collect();
+            let blocks: Vec<NeuronBlock> =
+                (0..x.block_count()).map(|b| NeuronBlock::new(&x.block(b).unwrap())).collect();
             for r in rows.clone() {
                 let mut out = [0.0; 128];
                 if r == rows.start || r % 128 == 0 {

@@ -1,6 +1,7 @@
 //! The forward pass (technical report, section 2, and the published modelling code), top to bottom.
 
 mod attention;
+pub(crate) mod clock;
 mod head;
 pub(crate) mod kv_cache;
 mod linear;
@@ -19,6 +20,7 @@ use crate::pool::Team;
 use crate::{Error, Result};
 
 use attention::{Queries, attend};
+use clock::{Clock, Stage};
 use kv_cache::KvCache;
 use linear::linear;
 use moe::MoeScratch;
@@ -34,8 +36,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) kernels: &'static Kernels,
     pub(crate) team: &'a Team<'a>,
     pub(crate) cancel: &'a CancelFlag,
-    /// Weight bytes that this pass has streamed through the kernels.
-    pub(crate) traffic: u64,
+    /// Where its time and its memory traffic go.
+    pub(crate) clock: Clock,
 }
 
 /// Whose logits a pass should make.
@@ -75,7 +77,9 @@ impl Pass<'_> {
     ) -> Result<()> {
         let (n, start) = (tokens.len(), kv.len());
         kv.reserve(n)?;
+        self.clock.lap(Stage::Norm);
         self.embed(tokens, &mut s.x)?;
+        self.clock.lap(Stage::Embedding);
         let bases = self.h.attention.iter().filter_map(|a| a.rope_base);
         s.rope.set(bases, self.h.head_dim, start, n);
         for layer in 0..self.h.n_layers {
@@ -95,12 +99,14 @@ impl Pass<'_> {
         let (h, w) = (self.h, &self.weights.layers[layer]);
         self.route(layer, w, s)?;
         self.cache.request(layer, s.choices.iter().map(|c| c.expert));
+        self.clock.lap(Stage::Router);
         self.attention(layer, w, n, kv, s)?;
         add(&mut s.x, &s.delta);
 
         self.norm(&s.x, &w.ffn_norm, &mut s.norm)?;
         s.acts.set(self.kernels, &s.norm, h.hidden, self.experts_are_quantized(layer))?;
         s.delta.fill(0.0);
+        self.clock.lap(Stage::Norm);
         moe::experts(self, layer, &s.choices, &s.acts, &mut s.moe, &mut s.delta)?;
         add(&mut s.x, &s.delta);
         Ok(())
@@ -117,7 +123,7 @@ impl Pass<'_> {
         for logits in s.router.chunks_exact(h.n_experts) {
             s.choices.extend(choose(logits, h.top_k, h.gating, layer)?);
         }
-        self.traffic += w.router.bytes();
+        self.clock.bytes(Stage::Router, w.router.bytes());
         Ok(())
     }
 
@@ -137,6 +143,7 @@ impl Pass<'_> {
         self.norm(&s.x, &w.attn_norm, &mut s.norm)?;
         let quantized = [&w.q, &w.k, &w.v].iter().any(|m| m.dtype.is_quantized());
         s.acts.set(self.kernels, &s.norm, h.hidden, quantized)?;
+        self.clock.lap(Stage::Norm);
         s.qkv.resize(n * stride, 0.0);
         linear(self.team, self.kernels, &[w.q.view(), w.k.view(), w.v.view()], &s.acts, &mut s.qkv)?;
         for (i, row) in s.qkv.chunks_exact_mut(stride).enumerate() {
@@ -146,14 +153,19 @@ impl Pass<'_> {
             }
             kv.write(self.kernels, layer, start + i, &qk[q_dim..], v)?;
         }
+        self.clock.lap(Stage::Qkv);
         s.attention.resize(n * q_dim, 0.0);
         let queries = Queries { rows: &s.qkv, stride, start };
         let window = h.attention[layer].window;
         attend(self.team, self.kernels, h, window, &queries, &kv.layers[layer], &mut s.attention)?;
+        self.clock.lap(Stage::Attention);
         s.acts.set(self.kernels, &s.attention, q_dim, w.o.dtype.is_quantized())?;
+        self.clock.lap(Stage::Norm);
         s.delta.resize(n * h.hidden, 0.0);
         linear(self.team, self.kernels, &[w.o.view()], &s.acts, &mut s.delta)?;
-        self.traffic += [&w.q, &w.k, &w.v, &w.o].iter().map(|m| m.bytes()).sum::<u64>();
+        self.clock.lap(Stage::AttentionOut);
+        self.clock.bytes(Stage::Qkv, [&w.q, &w.k, &w.v].iter().map(|m| m.bytes()).sum());
+        self.clock.bytes(Stage::AttentionOut, w.o.bytes());
         Ok(())
     }
 

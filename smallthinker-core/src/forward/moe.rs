@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::experts::ExpertSlot;
 use crate::forward::Pass;
+use crate::forward::clock::Stage;
 use crate::forward::linear::{columns_per_task, linear};
 use crate::forward::neurons::{NEURONS, Neurons};
 use crate::forward::router::Choice;
@@ -57,6 +58,7 @@ fn one_token(
 ) -> Result<()> {
     let acquire = |c: &Choice| pass.cache.acquire((layer, c.expert), pass.cancel);
     let slots: Vec<Arc<ExpertSlot>> = choices.iter().map(acquire).collect::<Result<_>>()?;
+    pass.clock.lap(Stage::Wait);
     let (team, kernels) = (pass.team, pass.kernels);
     let (ffn, hidden) = (parts.gate.rows, parts.down.rows);
     let blocks = ffn.div_ceil(NEURONS);
@@ -69,8 +71,9 @@ fn one_token(
     })?;
     let bytes_per_row = |m: &ExpertMatrix| (m.slot_bytes / m.rows.max(1)) as u64;
     let active: usize = s.blocks.iter().map(|b| b.up_rows).sum();
-    pass.traffic += choices.len() as u64 * parts.gate.slot_bytes as u64;
-    pass.traffic += active as u64 * bytes_per_row(&parts.up);
+    pass.clock.lap(Stage::GateUp);
+    pass.clock.bytes(Stage::Gate, choices.len() as u64 * parts.gate.slot_bytes as u64);
+    pass.clock.bytes(Stage::Up, active as u64 * bytes_per_row(&parts.up));
     if parts.down.layout == Layout::Neurons {
         // One place per expert and output: which thread makes it when does not matter for the sum.
         let tile_bytes = blocks * BLOCK;
@@ -90,7 +93,8 @@ fn one_token(
             add_scaled(y, choice.weight, &out[..hidden]);
         }
         let touched: usize = blocks.iter().map(NeuronBlock::bytes).sum();
-        pass.traffic += (touched * (width / TILE)) as u64;
+        pass.clock.bytes(Stage::Down, (touched * (width / TILE)) as u64);
+        pass.clock.lap(Stage::Down);
         return Ok(());
     }
     s.gate.clear();
@@ -113,7 +117,8 @@ fn one_token(
         }
         Ok(())
     })?;
-    pass.traffic += choices.len() as u64 * parts.down.slot_bytes as u64;
+    pass.clock.bytes(Stage::Down, choices.len() as u64 * parts.down.slot_bytes as u64);
+    pass.clock.lap(Stage::Down);
     Ok(())
 }
 
@@ -154,7 +159,7 @@ fn by_expert(
             }
             DownLayout::ByNeuron => down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?,
         }
-        pass.traffic += parts.expert_bytes();
+        pass.clock.bytes(Stage::GateUp, parts.expert_bytes());
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::tensor::packed::Layout;
 /// Neurons of a block: as many as share one scale once they are quantized.
 pub(crate) const NEURONS: usize = 32;
 /// Rows of gate between two looks at which rows of up are wanted.
-const STEP: usize = 8;
+const STEP: usize = 16;
 
 /// A block of neurons.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::experts::ExpertStats;
+use crate::forward::clock::StageTimes;
 use crate::forward::{Pass, Want};
 use crate::sample::{Sampler, SamplingParams, TokenLogprobs, top_logprobs};
 use crate::session::{GenerationStats, Session};
@@ -128,7 +129,8 @@ impl Generator {
             decode_time: Duration::ZERO,
             time_to_first_token: Duration::ZERO,
             decode_steps: 0,
-            decode_weight_bytes: 0,
+            prefill_stages: StageTimes::default(),
+            decode_stages: StageTimes::default(),
             experts: ExpertStats::default(),
             kernels: model.kernels,
             threads: model.threads,
@@ -240,9 +242,10 @@ impl Generator {
         if prefill {
             self.stats.cached_tokens = self.stats.prompt_tokens.saturating_sub(done.tokens);
             self.stats.prefill_time = began.elapsed();
+            self.stats.prefill_stages.add(&done.stages);
         } else {
             self.stats.decode_steps += done.tokens;
-            self.stats.decode_weight_bytes += done.weight_bytes;
+            self.stats.decode_stages.add(&done.stages);
         }
         Ok(())
     }

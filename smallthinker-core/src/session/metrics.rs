@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::experts::ExpertStats;
+use crate::forward::clock::StageTimes;
 
 /// Figures of one generation. Prefill is the evaluation of the prompt; decode is everything after the
 /// first token.
@@ -23,8 +24,10 @@ pub struct GenerationStats {
     pub time_to_first_token: Duration,
     /// Tokens evaluated during decode.
     pub decode_steps: usize,
-    /// Weight bytes that decode streamed through the kernels.
-    pub decode_weight_bytes: u64,
+    /// Where the time of prefill went.
+    pub prefill_stages: StageTimes,
+    /// Where the time of decode went, and what it read; sampling is not part of it.
+    pub decode_stages: StageTimes,
     /// What the expert cache did meanwhile (for all sessions of the model).
     pub experts: ExpertStats,
     /// Kernel set in use.
@@ -46,14 +49,19 @@ impl GenerationStats {
         rate(self.decode_steps as f64, self.decode_time)
     }
 
+    /// Weight bytes that decode streamed through the kernels.
+    pub fn decode_weight_bytes(&self) -> u64 {
+        self.decode_stages.total_bytes()
+    }
+
     /// Weight bytes streamed per decoded token.
     pub fn bytes_per_token(&self) -> u64 {
-        self.decode_weight_bytes.checked_div(self.decode_steps as u64).unwrap_or(0)
+        self.decode_weight_bytes().checked_div(self.decode_steps as u64).unwrap_or(0)
     }
 
     /// Bytes of weights per second during decode: compare with the machine's read bandwidth.
     pub fn bandwidth(&self) -> f64 {
-        rate(self.decode_weight_bytes as f64, self.decode_time)
+        rate(self.decode_weight_bytes() as f64, self.decode_time)
     }
 }
 

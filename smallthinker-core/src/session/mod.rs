@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::budget::Lease;
 use crate::cancel::CancelFlag;
 use crate::chat::Message;
+use crate::forward::clock::{Clock, StageTimes};
 use crate::forward::kv_cache::KvCache;
 use crate::forward::{Pass, Scratch, Want};
 use crate::model::{Model, scratch_bytes};
@@ -36,7 +37,7 @@ pub struct Session {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Evaluated {
     pub(crate) tokens: usize,
-    pub(crate) weight_bytes: u64,
+    pub(crate) stages: StageTimes,
 }
 
 impl Session {
@@ -200,7 +201,7 @@ impl Session {
     fn evaluate_pending(&mut self, want: Want) -> Result<Evaluated> {
         let m = &self.model.inner;
         let pending = self.tokens.get(self.kv.len()..).unwrap_or(&[]);
-        let mut done = Evaluated { tokens: pending.len(), weight_bytes: 0 };
+        let mut done = Evaluated { tokens: pending.len(), stages: StageTimes::default() };
         self.logits.clear();
         let chunks = pending.chunks(m.chunk);
         let last = chunks.len().saturating_sub(1);
@@ -215,11 +216,11 @@ impl Session {
                 kernels: m.kernels,
                 team: &team,
                 cancel: &self.cancel,
-                traffic: 0,
+                clock: Clock::start(),
             };
             let want = if want == Want::Last && i != last { Want::None } else { want };
             pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;
-            done.weight_bytes += pass.traffic;
+            done.stages.add(&pass.clock.times);
         }
         Ok(done)
     }

@@ -119,7 +119,7 @@ pub(super) fn prefetch_after<T>(value: &T) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn prefetch_line<T>(at: *const T) {
     // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    unsafe { _mm_prefetch::<_MM_HINT_T2>(at.cast()) };
 }
 
 /// Asks for the cache lines of a value that may lie outside the weights.
