@@ -96,6 +96,45 @@ pub fn last_level_cache_bytes() -> Option<u64> {
     sizes.max()
 }
 
+/// Asks the system to save this process's tile registers (AMX), without which using them is a fault. Returns
+/// whether it does.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn allow_amx() -> bool {
+    // Once is enough, and later threads inherit the permission.
+    static ALLOWED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ALLOWED.get_or_init(request_amx)
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn request_amx() -> bool {
+    // arch_prctl(2) and the kernel's asm/prctl.h; the state component of tile data has number 18.
+    const SYS_ARCH_PRCTL: isize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    let result: isize;
+    // SAFETY: a system call that takes two numbers and touches no memory of the process; it changes rax, rcx
+    // and r11 only.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") SYS_ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    // Granted only where the kernel knows the component and has turned it on in XCR0.
+    result == 0
+}
+
+/// Other systems grant it in other ways, or not at all.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn request_amx() -> bool {
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

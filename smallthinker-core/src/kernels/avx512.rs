@@ -4,23 +4,31 @@
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, avx2, lanes, neurons};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, avx2, gemm, lanes, neurons};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, padded};
 
-pub(super) static KERNELS: Kernels = Kernels {
-    name: "avx512vnni",
-    tile,
-    lanes: lanes::avx512::lanes,
-    neurons: neurons::avx512::neurons,
-    prefetch: avx2::prefetch_bytes,
-    quantize_acts: avx2::quantize_acts,
-    dot_f16: avx2::dot_f16,
-    axpy_f16: avx2::axpy_f16,
-    dot_f32: avx2::dot_f32,
-    axpy_f32: avx2::axpy_f32,
-    f32_to_f16: avx2::f32_to_f16,
-};
+pub(super) static KERNELS: Kernels = with_gemm("avx512vnni", gemm::AVX512);
+
+/// With the tile unit (AMX) for products with many vectors.
+pub(super) static AMX_KERNELS: Kernels = with_gemm("amx", gemm::AMX);
+
+const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
+    Kernels {
+        name,
+        tile,
+        lanes: lanes::avx512::lanes,
+        neurons: neurons::avx512::neurons,
+        prefetch: avx2::prefetch_bytes,
+        quantize_acts: avx2::quantize_acts,
+        dot_f16: avx2::dot_f16,
+        axpy_f16: avx2::axpy_f16,
+        dot_f32: avx2::dot_f32,
+        axpy_f32: avx2::axpy_f32,
+        f32_to_f16: avx2::f32_to_f16,
+        gemm,
+    }
+}
 
 fn tile(dtype: DType) -> TileFn {
     match dtype {

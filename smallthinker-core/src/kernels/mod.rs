@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod lanes;
+mod gemm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod neurons;
@@ -21,6 +22,8 @@ use std::fmt;
 use std::ops::Range;
 
 pub use acts::{ActBlock, ActGroup, ActRow, Acts};
+#[doc(hidden)] // for the engine and its benchmarks
+pub use gemm::{ActTiles, GemmScratch, Layout, PanelSource};
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -70,6 +73,7 @@ pub struct Kernels {
     dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
     axpy_f32: unsafe fn(&mut [f32], f32, &[f32]),
     f32_to_f16: unsafe fn(&[f32], &mut [u16]),
+    gemm: gemm::Gemm,
 }
 
 impl fmt::Debug for Kernels {
@@ -95,7 +99,7 @@ impl Kernels {
 
     /// All sets that this CPU and operating system can run, best first; the last is always "scalar".
     pub fn available() -> Vec<&'static Kernels> {
-        let mut sets: Vec<&'static Kernels> = Vec::with_capacity(3);
+        let mut sets: Vec<&'static Kernels> = Vec::with_capacity(4);
         // The macros look at the CPU's flags and at the register state that the operating system saves
         // (OSXSAVE and XCR0 on x86, hwcaps on Arm), so a set is listed only if its registers survive a
         // context switch.
@@ -105,6 +109,9 @@ impl Kernels {
             let avx2 = has!("avx2") && has!("fma") && has!("f16c");
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
             if avx2 && avx512 && has!("avx512vnni") {
+                if gemm::amx_available() {
+                    sets.push(&avx512::AMX_KERNELS);
+                }
                 sets.push(&avx512::KERNELS);
             }
             if avx2 {
@@ -121,7 +128,8 @@ impl Kernels {
         sets
     }
 
-    /// The set with this name, if this machine can run it: "avx512vnni", "avx2", "neon" or "scalar".
+    /// The set with this name, if this machine can run it: "amx", "avx512vnni", "avx2", "neon" or
+    /// "scalar".
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().into_iter().find(|set| set.name == name)
     }

@@ -4,6 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::acts::ActGroup;
+use super::gemm::SCALAR;
 use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, f16};
@@ -20,6 +21,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot_f32,
     axpy_f32,
     f32_to_f16,
+    gemm: SCALAR,
 };
 
 fn tile(dtype: DType) -> TileFn {

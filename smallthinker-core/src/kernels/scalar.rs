@@ -1,6 +1,7 @@
 //! The reference kernels: plain Rust, for every CPU. Other sets are tested against these.
 
 use super::acts::ActGroup;
+use super::gemm::SCALAR;
 use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons};
 use crate::tensor::DType;
 use crate::tensor::block::{self, Block, cast, f16};
@@ -17,6 +18,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot_f32,
     axpy_f32,
     f32_to_f16,
+    gemm: SCALAR,
 };
 
 /// The tile function of each weight type.

@@ -10,6 +10,7 @@ mod kquants;
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
+use super::gemm::AVX2;
 use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
@@ -29,6 +30,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot_f32,
     axpy_f32,
     f32_to_f16,
+    gemm: AVX2,
 };
 
 /// How far ahead of the arithmetic weights are requested from memory. Worth a factor of two in a product
