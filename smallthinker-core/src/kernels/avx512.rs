@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, avx2};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, avx2};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, padded};
 
@@ -17,6 +17,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     dot_f32: avx2::dot_f32,
     axpy_f32: avx2::axpy_f32,
     f32_to_f16: avx2::f32_to_f16,
+    attention: &attention::avx512::FUNCTIONS,
 };
 
 fn tile(dtype: DType) -> TileFn {

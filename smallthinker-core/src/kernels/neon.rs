@@ -4,12 +4,21 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::acts::ActGroup;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, f16};
 
-pub(super) static KERNELS: Kernels =
-    Kernels { name: "neon", tile, quantize_acts, dot_f16, axpy_f16, dot_f32, axpy_f32, f32_to_f16 };
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "neon",
+    tile,
+    quantize_acts,
+    dot_f16,
+    axpy_f16,
+    dot_f32,
+    axpy_f32,
+    f32_to_f16,
+    attention: &attention::scalar::FUNCTIONS,
+};
 
 fn tile(dtype: DType) -> TileFn {
     match dtype {

@@ -1,12 +1,21 @@
 //! The reference kernels: plain Rust, for every CPU. Other sets are tested against these.
 
 use super::acts::ActGroup;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention};
 use crate::tensor::DType;
 use crate::tensor::block::{self, Block, cast, f16};
 
-pub(super) static KERNELS: Kernels =
-    Kernels { name: "scalar", tile, quantize_acts, dot_f16, axpy_f16, dot_f32, axpy_f32, f32_to_f16 };
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    tile,
+    quantize_acts,
+    dot_f16,
+    axpy_f16,
+    dot_f32,
+    axpy_f32,
+    f32_to_f16,
+    attention: &attention::scalar::FUNCTIONS,
+};
 
 /// The tile function of each weight type.
 pub(super) fn tile(dtype: DType) -> TileFn {

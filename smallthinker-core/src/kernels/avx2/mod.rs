@@ -10,15 +10,24 @@ mod kquants;
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
 
 pub(super) use blocks::{add_scaled, half_scales};
 pub(super) use float::{axpy_f16, axpy_f32, dot_f16, dot_f32, f32_to_f16};
 
-pub(super) static KERNELS: Kernels =
-    Kernels { name: "avx2", tile, quantize_acts, dot_f16, axpy_f16, dot_f32, axpy_f32, f32_to_f16 };
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "avx2",
+    tile,
+    quantize_acts,
+    dot_f16,
+    axpy_f16,
+    dot_f32,
+    axpy_f32,
+    f32_to_f16,
+    attention: &attention::avx2::FUNCTIONS,
+};
 
 /// How far ahead of the arithmetic weights are requested from memory. Worth a factor of two in a product
 /// with one vector, which is bound by how many cache lines are under way.
