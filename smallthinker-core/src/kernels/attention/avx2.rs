@@ -152,13 +152,16 @@ fn mix<E: Element>(m: Mix<'_, E>) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
+    assert!(m.out.len() >= R * m.width && m.values.len() <= m.width / LANES * BLOCK);
     for (c, column) in m.values.chunks_exact(BLOCK).enumerate() {
         for half in 0..2 {
-            let at = c * LANES + half * HALF;
+            let out = m.out.as_mut_ptr().wrapping_add(c * LANES + half * HALF);
             let mut acc = [[_mm256_setzero_ps(); 2]; R];
-            for (acc, out) in acc.iter_mut().zip(m.out.chunks_exact(m.width)) {
-                let eights = out[at..].as_chunks::<8>().0;
-                *acc = [load_f32(&eights[0]), load_f32(&eights[1])];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: row `r` is in `out`, as checked above, and `c` is one of its lines.
+                *acc = unsafe {
+                    [_mm256_loadu_ps(out.add(r * m.width)), _mm256_loadu_ps(out.add(r * m.width + 8))]
+                };
             }
             for (i, values) in m.positions.clone().zip(&column[m.positions.clone()]) {
                 if half == 0 {
@@ -166,19 +169,19 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
                 }
                 // SAFETY: this function has the target features that `widen` asks for.
                 let values = unsafe { E::widen(values, half) };
-                for (acc, weights) in acc.iter_mut().zip(weights) {
+                for r in 0..R {
                     // SAFETY: slicing `column`, which is a block long, has checked the positions.
-                    let weight = _mm256_set1_ps(unsafe { *weights.get_unchecked(i) });
-                    *acc = [
-                        _mm256_fmadd_ps(weight, values[0], acc[0]),
-                        _mm256_fmadd_ps(weight, values[1], acc[1]),
-                    ];
+                    let weight = _mm256_set1_ps(unsafe { *weights[r].get_unchecked(i) });
+                    acc[r][0] = _mm256_fmadd_ps(weight, values[0], acc[r][0]);
+                    acc[r][1] = _mm256_fmadd_ps(weight, values[1], acc[r][1]);
                 }
             }
-            for (acc, out) in acc.iter().zip(m.out.chunks_exact_mut(m.width)) {
-                let eights = out[at..].as_chunks_mut::<8>().0;
-                store_f32(&mut eights[0], acc[0]);
-                store_f32(&mut eights[1], acc[1]);
+            for (r, acc) in acc.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe {
+                    _mm256_storeu_ps(out.add(r * m.width), acc[0]);
+                    _mm256_storeu_ps(out.add(r * m.width + 8), acc[1]);
+                }
             }
         }
     }

@@ -134,12 +134,22 @@ fn exp2(x: __m512) -> __m512 {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32) {
-    let scores = scores.as_chunks_mut::<SUMS>().0;
-    let most = scores.iter().fold(_mm512_set1_ps(before), |m, s| _mm512_max_ps(load(s), m));
-    let max = _mm512_reduce_max_ps(most);
+    // Four vectors side by side: the chain of one would be waited for.
+    let mut most = [_mm512_set1_ps(before); 4];
+    let (fours, rest) = scores.as_chunks::<{ 4 * SUMS }>();
+    for four in fours {
+        for (most, s) in most.iter_mut().zip(four.as_chunks::<SUMS>().0) {
+            *most = _mm512_max_ps(load(s), *most);
+        }
+    }
+    for s in rest.as_chunks::<SUMS>().0 {
+        most[0] = _mm512_max_ps(load(s), most[0]);
+    }
+    let max =
+        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
     let shrink = exp2(_mm512_set1_ps(before - max));
     let mut sum = _mm512_mul_ps(load(sums), shrink);
-    for s in scores {
+    for s in scores.as_chunks_mut::<SUMS>().0 {
         let weight = exp2(_mm512_sub_ps(load(s), _mm512_set1_ps(max)));
         store(s, weight);
         sum = _mm512_add_ps(sum, weight);
@@ -156,27 +166,33 @@ fn mix<E: Element>(m: Mix<'_, E>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
+    assert!(m.out.len() >= R * m.width && m.values.len() <= m.width / LANES * BLOCK);
     for (c, column) in m.values.chunks_exact(BLOCK).enumerate() {
+        let out = m.out.as_mut_ptr().wrapping_add(c * LANES);
         let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        for (acc, out) in acc.iter_mut().zip(m.out.chunks_exact(m.width)) {
-            let out = out[c * LANES..].as_chunks::<16>().0;
-            *acc = [load(&out[0]), load(&out[1])];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: row `r` is in `out`, as checked above, and `c` is one of its lines.
+            *acc = unsafe {
+                [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))]
+            };
         }
         for (i, values) in m.positions.clone().zip(&column[m.positions.clone()]) {
             prefetch_after(values);
             // SAFETY: this function has the target features that `widen` asks for.
             let values = unsafe { E::widen(values) };
-            for (acc, weights) in acc.iter_mut().zip(weights) {
+            for r in 0..R {
                 // SAFETY: slicing `column`, which is a block long, has checked the positions.
-                let weight = _mm512_set1_ps(unsafe { *weights.get_unchecked(i) });
-                *acc =
-                    [_mm512_fmadd_ps(weight, values[0], acc[0]), _mm512_fmadd_ps(weight, values[1], acc[1])];
+                let weight = _mm512_set1_ps(unsafe { *weights[r].get_unchecked(i) });
+                acc[r][0] = _mm512_fmadd_ps(weight, values[0], acc[r][0]);
+                acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
             }
         }
-        for (acc, out) in acc.iter().zip(m.out.chunks_exact_mut(m.width)) {
-            let out = out[c * LANES..].as_chunks_mut::<16>().0;
-            store(&mut out[0], acc[0]);
-            store(&mut out[1], acc[1]);
+        for (r, acc) in acc.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                _mm512_storeu_ps(out.add(r * m.width), acc[0]);
+                _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
+            }
         }
     }
 }

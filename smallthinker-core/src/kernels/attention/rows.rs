@@ -127,15 +127,18 @@ impl QueryRows {
         let lines = positions.start / LANES * self.head_dim..positions.end / LANES * self.head_dim;
         let q = &self.q[tile.start * self.head_dim..tile.end * self.head_dim];
         let (rows, head_dim, first, out) = (tile.len(), self.head_dim, positions.start, &mut self.scores[..]);
-        // SAFETY: the set exists, so the CPU has its instructions; tiles are at most `functions.rows` long, `add_block`
-        // checked the number of lines, and `positions` are whole lines inside a block.
         match keys {
-            Lines::F16(keys) => unsafe {
-                (self.functions.score_f16)(Score { rows, q, head_dim, keys: &keys[lines], first, out });
-            },
-            Lines::F32(keys) => unsafe {
-                (self.functions.score_f32)(Score { rows, q, head_dim, keys: &keys[lines], first, out });
-            },
+            Lines::F16(keys) => {
+                let score = Score { rows, q, head_dim, keys: &keys[lines], first, out };
+                // SAFETY: the set exists, so the CPU has its instructions; tiles are at most `functions.rows` long,
+                // `add_block` checked the number of lines, and `positions` are whole lines inside a block.
+                unsafe { (self.functions.score_f16)(score) };
+            }
+            Lines::F32(keys) => {
+                let score = Score { rows, q, head_dim, keys: &keys[lines], first, out };
+                // SAFETY: as above.
+                unsafe { (self.functions.score_f32)(score) };
+            }
         }
     }
 
@@ -162,15 +165,18 @@ impl QueryRows {
         let (weights, width) = (&self.scores[at..], self.width);
         let out = &mut self.out[rows.start * width..rows.end * width];
         let rows = rows.len();
-        // SAFETY: the set exists, so the CPU has its instructions; `rows` is a part of a tile, `add_block` checked the
-        // number of lines, and `positions` lie inside a block.
         match values {
-            Lines::F16(values) => unsafe {
-                (self.functions.mix_f16)(Mix { rows, weights, positions, values, width, out });
-            },
-            Lines::F32(values) => unsafe {
-                (self.functions.mix_f32)(Mix { rows, weights, positions, values, width, out });
-            },
+            Lines::F16(values) => {
+                let mix = Mix { rows, weights, positions, values, width, out };
+                // SAFETY: the set exists, so the CPU has its instructions; `rows` is a part of a tile, `add_block`
+                // checked the number of lines, and `positions` lie inside a block.
+                unsafe { (self.functions.mix_f16)(mix) };
+            }
+            Lines::F32(values) => {
+                let mix = Mix { rows, weights, positions, values, width, out };
+                // SAFETY: as above.
+                unsafe { (self.functions.mix_f32)(mix) };
+            }
         }
     }
 
