@@ -5,13 +5,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::Result;
-use crate::budget::Budget;
+use crate::arena::Arena;
+use crate::budget::{Budget, Lease};
 use crate::forward::kv_page::{HeadMut, Page};
 use crate::kernels::Kernels;
 use crate::kernels::attention::BLOCK;
 use crate::model::hparams::Hparams;
 use crate::pool::Team;
+use crate::{Error, Result};
 
 /// Positions per page: one block of attention.
 pub(crate) const PAGE: usize = BLOCK;
@@ -48,6 +49,10 @@ impl LayerKv {
     /// The page that holds `position`, which must have been written.
     pub(crate) fn page(&self, position: usize) -> &Page {
         &self.pages[self.page_index(position)]
+    }
+
+    fn is_global(&self) -> bool {
+        self.ring.is_none()
     }
 
     fn page_index(&self, position: usize) -> usize {
@@ -119,23 +124,44 @@ impl KvCache {
 
     /// Makes room for positions `len..len + n` in every layer. On failure nothing that is held changes.
     pub(crate) fn reserve(&mut self, n: usize) -> Result<()> {
-        let (kind, heads, dim) = (self.kind, self.n_kv_heads, self.head_dim);
-        for l in &mut self.layers {
-            let (first, last) = (self.len / PAGE, (self.len + n).div_ceil(PAGE));
-            for index in first..last {
-                let at = l.ring.map_or(index, |ring| index % ring);
-                if at == l.pages.len() {
-                    l.pages.push(Arc::new(Page::new(kind, heads, dim, &self.budget)?));
-                } else if let Some(page) = l.pages.get_mut(at)
-                    && Arc::get_mut(page).is_none()
-                {
-                    // Shared with a fork: this session gets a copy of its own before it writes.
-                    let lease = self.budget.lease("KV cache", Page::bytes(kind, heads, dim))?;
-                    *page = Arc::new(page.copy(lease));
-                }
-            }
+        for index in self.len / PAGE..(self.len + n).div_ceil(PAGE) {
+            // Apart: rewinding gives back pages of the global layers only.
+            self.reserve_page(index, LayerKv::is_global)?;
+            self.reserve_page(index, |l| !l.is_global())?;
         }
         self.high = self.high.max(self.len + n);
+        Ok(())
+    }
+
+    /// Gives the chosen layers a page `index` that is theirs alone, all in one piece of memory, as single pages
+    /// would be too small for huge pages of the system.
+    fn reserve_page(&mut self, index: usize, chosen: impl Fn(&LayerKv) -> bool) -> Result<()> {
+        let bytes = Page::bytes(self.kind, self.n_kv_heads, self.head_dim);
+        let lacks = |l: &mut LayerKv| {
+            let at = l.page_index(index * PAGE);
+            // A page shared with a fork is copied before this session writes.
+            chosen(l) && l.pages.get_mut(at).is_none_or(|page| Arc::get_mut(page).is_none())
+        };
+        let mut layers: Vec<&mut LayerKv> =
+            self.layers.iter_mut().filter_map(|l| lacks(l).then_some(l)).collect();
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let leases: Result<Vec<Lease>> =
+            layers.iter().map(|_| self.budget.lease("KV cache", bytes)).collect();
+        let mut arena = Arena::new(layers.len() * Arena::footprint(bytes as usize), "KV cache")?;
+        for (l, lease) in layers.iter_mut().zip(leases?) {
+            let slab = arena.take(bytes as usize);
+            let slab = slab.ok_or_else(|| Error::Internal { message: "KV pages do not fit".into() })?;
+            let mut page = Page::new(self.kind, self.head_dim, slab, lease);
+            let at = l.page_index(index * PAGE);
+            if let Some(shared) = l.pages.get_mut(at) {
+                page.copy_from(shared);
+                *shared = Arc::new(page);
+            } else {
+                l.pages.push(Arc::new(page));
+            }
+        }
         Ok(())
     }
 
@@ -166,7 +192,7 @@ impl KvCache {
         }
         let pages = end.div_ceil(PAGE) - start / PAGE;
         if parts.len() != pages * self.n_kv_heads {
-            return Err(crate::Error::Internal { message: "KV pages were not reserved".into() });
+            return Err(Error::Internal { message: "KV pages were not reserved".into() });
         }
         let write = |i: usize| {
             // Each part has one task: nobody waits here.

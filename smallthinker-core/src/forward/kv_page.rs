@@ -1,8 +1,7 @@
 //! A page of the KV cache: one block of positions of one layer, in the lines that attention reads.
 
-use std::sync::Arc;
-
-use crate::budget::{Budget, Lease};
+use crate::arena::{Slab, SlabOf};
+use crate::budget::Lease;
 use crate::forward::kv_cache::{KvType, PAGE};
 use crate::kernels::Kernels;
 use crate::kernels::attention::{LANES, Line, Lines, key_lines, value_lines};
@@ -23,10 +22,9 @@ pub(crate) struct Page {
 }
 
 /// Per kv head the keys, then the values.
-#[derive(Clone)]
 enum Elements {
-    F16(Vec<Line<u16>>),
-    F32(Vec<Line<f32>>),
+    F16(SlabOf<Line<u16>>),
+    F32(SlabOf<Line<f32>>),
 }
 
 /// One kv head's share of a page.
@@ -50,19 +48,22 @@ impl Page {
         (n_heads * head_lines(head_dim) * LANES * kind.bytes()) as u64
     }
 
-    pub(crate) fn new(kind: KvType, n_heads: usize, head_dim: usize, budget: &Arc<Budget>) -> Result<Page> {
-        let lease = budget.lease("KV cache", Page::bytes(kind, n_heads, head_dim))?;
-        let lines = n_heads * head_lines(head_dim);
+    /// A page of zeros in `slab`, which has the bytes that [`bytes`](Page::bytes) says.
+    pub(crate) fn new(kind: KvType, head_dim: usize, slab: Slab, lease: Lease) -> Page {
         let elements = match kind {
-            KvType::F16 => Elements::F16(vec![Line([0; LANES]); lines]),
-            KvType::F32 => Elements::F32(vec![Line([0.0; LANES]); lines]),
+            KvType::F16 => Elements::F16(SlabOf::new(slab)),
+            KvType::F32 => Elements::F32(SlabOf::new(slab)),
         };
-        Ok(Page { head_dim, elements, _lease: lease })
+        Page { head_dim, elements, _lease: lease }
     }
 
-    /// A copy for another session.
-    pub(crate) fn copy(&self, lease: Lease) -> Page {
-        Page { head_dim: self.head_dim, elements: self.elements.clone(), _lease: lease }
+    /// Takes the contents of a page of the same kind.
+    pub(crate) fn copy_from(&mut self, other: &Page) {
+        match (&mut self.elements, &other.elements) {
+            (Elements::F16(to), Elements::F16(from)) if to.len() == from.len() => to.copy_from_slice(from),
+            (Elements::F32(to), Elements::F32(from)) if to.len() == from.len() => to.copy_from_slice(from),
+            _ => {} // not within one cache
+        }
     }
 
     /// Keys and values of one head, as attention takes them.

@@ -17,6 +17,8 @@ pub(super) mod scalar;
 #[cfg(test)]
 mod tests;
 
+use crate::arena::AnyBits;
+
 pub use rows::QueryRows;
 pub(crate) use rows::{finish, merge};
 
@@ -33,6 +35,10 @@ pub(super) const SUMS: usize = 16;
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Line<E>(pub [E; LANES]);
+
+// SAFETY: an array of such elements; a size of 64 or 128 bytes leaves no padding.
+unsafe impl<E: AnyBits> AnyBits for Line<E> {}
+const _: () = assert!(size_of::<Line<u16>>() == 64 && size_of::<Line<f32>>() == 128);
 
 /// Lines of either element type.
 #[derive(Debug, Clone, Copy)]
