@@ -18,6 +18,7 @@ pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     soften,
     mix_f16: mix::<u16>,
     mix_f32: mix::<f32>,
+    widen,
 };
 
 /// How far ahead of the arithmetic lines are requested from memory.
@@ -183,6 +184,18 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
                     _mm256_storeu_ps(out.add(r * m.width + 8), acc[1]);
                 }
             }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(halves: &[Line<u16>], out: &mut [Line<f32>]) {
+    for (half, out) in halves.iter().zip(out) {
+        prefetch_after(half);
+        for (i, out) in out.0.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
+            // SAFETY: this function has the target features that `widen` asks for.
+            let x = unsafe { u16::widen(half, i) };
+            out.as_chunks_mut::<8>().0.iter_mut().zip(x).for_each(|(out, x)| store_f32(out, x));
         }
     }
 }

@@ -105,6 +105,8 @@ pub(super) struct Functions {
     pub(super) soften: Soften,
     pub(super) mix_f16: unsafe fn(Mix<'_, u16>),
     pub(super) mix_f32: unsafe fn(Mix<'_, f32>),
+    /// The same values in single precision, as far as both go.
+    pub(super) widen: unsafe fn(&[Line<u16>], &mut [Line<f32>]),
 }
 
 /// Coefficients of `2^f` for `f` in -0.5..=0.5, highest power first, the last one 1: a relative error of

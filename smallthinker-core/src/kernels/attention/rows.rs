@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, Functions, LANES, Lines, Mix, SUMS, Score, key_lines, scalar, value_lines};
+use super::{BLOCK, Functions, LANES, Line, Lines, Mix, SUMS, Score, key_lines, scalar, value_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
 
@@ -25,7 +25,12 @@ pub struct QueryRows {
     sums: Vec<[f32; SUMS]>,
     /// Scores, then weights, of one tile.
     scores: Vec<[f32; BLOCK]>,
+    /// Keys and values of a block in single precision.
+    wide: Vec<Line<f32>>,
 }
+
+/// From so many tiles on, a block is widened once for all of them.
+const WIDE_TILES: usize = 3;
 
 impl QueryRows {
     /// Takes queries of `head_dim` elements and the positions that each sees.
@@ -51,6 +56,7 @@ impl QueryRows {
             max: vec![f32::NEG_INFINITY; n],
             sums: vec![[0.0; SUMS]; n],
             scores: vec![[0.0; BLOCK]; kernels.attention.rows.min(n)],
+            wide: Vec::new(),
         };
         // Powers of two instead of e: one multiplication less per score.
         let scale = (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32;
@@ -81,13 +87,47 @@ impl QueryRows {
             return Err(misuse("attention", lines));
         }
         let n = self.visible.len();
+        match (keys, values) {
+            (Lines::F16(keys), Lines::F16(values)) if n.div_ceil(self.functions.rows) >= WIDE_TILES => {
+                let mut wide = std::mem::take(&mut self.wide);
+                self.widen(first, keys, values, &mut wide);
+                let (keys, values) = wide.split_at(keys.len());
+                self.add_tiles(first, Lines::F32(keys), Lines::F32(values));
+                self.wide = wide;
+            }
+            _ => self.add_tiles(first, keys, values),
+        }
+        Ok(())
+    }
+
+    /// Widens what some row sees of a block.
+    fn widen(&self, first: usize, keys: &[Line<u16>], values: &[Line<u16>], wide: &mut Vec<Line<f32>>) {
+        wide.resize(keys.len() + values.len(), Line([0.0; LANES]));
+        let Some(seen) = self.union(0..self.visible.len(), first) else { return };
+        let (wide_keys, wide_values) = wide.split_at_mut(keys.len());
+        let lines = seen.start / LANES * self.head_dim..seen.end.div_ceil(LANES) * self.head_dim;
+        // SAFETY: the set exists, so the CPU has its instructions.
+        unsafe { (self.functions.widen)(&keys[lines.clone()], &mut wide_keys[lines]) };
+        for (values, wide) in values.chunks_exact(BLOCK).zip(wide_values.chunks_exact_mut(BLOCK)) {
+            // SAFETY: as above.
+            unsafe { (self.functions.widen)(&values[seen.clone()], &mut wide[seen.clone()]) };
+        }
+    }
+
+    fn add_tiles(&mut self, first: usize, keys: Lines<'_>, values: Lines<'_>) {
+        let n = self.visible.len();
         let mut from = 0;
         while from < n {
             let tile = tile_of(from, n, self.functions.rows);
             from = tile.end;
             self.add_tile(tile, first, keys, values);
         }
-        Ok(())
+    }
+
+    /// What at least one of these rows sees of the block at `first`, relative to it.
+    fn union(&self, rows: Range<usize>, first: usize) -> Option<Range<usize>> {
+        let seen = rows.map(|row| self.within(row, first)).filter(|seen| !seen.is_empty());
+        seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
     }
 
     /// What row `row` sees of the block at `first`, relative to it.
@@ -97,9 +137,7 @@ impl QueryRows {
     }
 
     fn add_tile(&mut self, tile: Range<usize>, first: usize, keys: Lines<'_>, values: Lines<'_>) {
-        let seen = |row| self.within(row, first);
-        let some = tile.clone().map(seen).filter(|r| !r.is_empty());
-        let Some(union) = some.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { return };
+        let Some(union) = self.union(tile.clone(), first) else { return };
         self.score(tile.clone(), whole_lines(&union), keys);
         for row in tile.clone() {
             let seen = self.within(row, first);

@@ -9,6 +9,7 @@ pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     soften,
     mix_f16: mix::<u16>,
     mix_f32: mix::<f32>,
+    widen,
 };
 
 /// An element of the cache.
@@ -96,5 +97,11 @@ fn mix<E: Element>(m: Mix<'_, E>) {
                 }
             }
         }
+    }
+}
+
+fn widen(halves: &[Line<u16>], out: &mut [Line<f32>]) {
+    for (half, out) in halves.iter().zip(out) {
+        out.0 = half.0.map(u16::widen);
     }
 }
