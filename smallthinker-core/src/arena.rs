@@ -3,6 +3,7 @@
 //! Weights never live in a file mapping: a truncated file would kill the process (SIGBUS), and 4 KiB
 //! pages cost TLB misses on every row.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -86,6 +87,47 @@ impl DerefMut for Slab {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
+    }
+}
+
+/// A type of which any bytes are a value.
+///
+/// # Safety
+/// Every bit pattern must be a valid value, and there must be no padding.
+pub(crate) unsafe trait AnyBits: Copy {}
+
+// SAFETY: a number, any pattern of which is valid.
+unsafe impl AnyBits for u16 {}
+// SAFETY: as above.
+unsafe impl AnyBits for f32 {}
+
+/// A slab as a slice of `T`, zeros at first.
+pub(crate) struct SlabOf<T> {
+    slab: Slab,
+    _elements: PhantomData<T>,
+}
+
+impl<T: AnyBits> SlabOf<T> {
+    pub(crate) fn new(slab: Slab) -> SlabOf<T> {
+        const { assert!(align_of::<T>() <= SLAB_ALIGN && size_of::<T>() > 0) };
+        SlabOf { slab, _elements: PhantomData }
+    }
+}
+
+impl<T: AnyBits> Deref for SlabOf<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: slabs are aligned for `T`, which any bytes are; the length is rounded down.
+        unsafe { std::slice::from_raw_parts(self.slab.as_ptr().cast(), self.slab.len / size_of::<T>()) }
+    }
+}
+
+impl<T: AnyBits> DerefMut for SlabOf<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.slab.as_mut_ptr().cast(), self.slab.len / size_of::<T>())
+        }
     }
 }
 

@@ -1,134 +1,160 @@
 //! Causal grouped-query attention over the KV cache.
 
+use std::ops::Range;
+
 use crate::Result;
-use crate::forward::kv_cache::{Elements, LayerKv, PAGE};
+use crate::forward::kv_cache::{LayerKv, PAGE};
 use crate::kernels::Kernels;
+use crate::kernels::attention::{QueryRows, finish, merge};
 use crate::model::hparams::Hparams;
 use crate::pool::Team;
 use crate::tiles::tiles;
 
-/// Tokens that one task attends for during prefill.
-const TOKENS_PER_TASK: usize = 8;
+/// Positions that are summed up on their own before they are added to earlier ones. Spans start at multiples
+/// of this, whatever the threads and the chunks, so that it does not change results who computes them.
+const SPAN: usize = 2 * PAGE;
 
-/// One chunk's queries.
+/// Chunks of up to so many tokens are split by spans: then there is work for all threads in a single token, too,
+/// and keys and values are read once for all tokens. Longer chunks are split by tokens: their partial results
+/// would take more room than the keys and values.
+const MAX_SPLIT_TOKENS: usize = 16;
+
+/// Tokens that one task attends for in a longer chunk: enough to use each page often while it is in the cache.
+const TOKENS_PER_TASK: usize = 32;
+
+/// One chunk's queries. Their keys and values are in the cache already.
 pub(crate) struct Queries<'a> {
     /// `[tokens][stride]`, the queries first in each row.
     pub(crate) rows: &'a [f32],
     pub(crate) stride: usize,
     /// Position of the first.
     pub(crate) start: usize,
+    /// Positions that each sees, itself included; all if `None`.
+    pub(crate) window: Option<usize>,
 }
 
-/// `out[t]` (`q_dim` wide) = attention of query `t` over the positions it may see. The keys and values of
-/// the chunk itself are in the cache already.
-///
-/// One pass with a running maximum (online softmax), in blocks of pages. Blocks start at multiples of
-/// [`PAGE`], so the order of additions depends on the position alone, not on how the prompt was chunked.
+impl Queries<'_> {
+    fn visible(&self, token: usize) -> Range<usize> {
+        let end = self.start + token + 1;
+        self.window.map_or(0, |w| end.saturating_sub(w))..end
+    }
+
+    /// The queries of one kv head for some tokens: token after token, each with the heads of its group.
+    fn of_head(
+        &self,
+        kernels: &Kernels,
+        h: &Hparams,
+        kv_head: usize,
+        tokens: Range<usize>,
+    ) -> Result<QueryRows> {
+        let group = h.n_heads / h.n_kv_heads;
+        let rows = (0..tokens.len() * group).map(|i| {
+            let (token, head) = (tokens.start + i / group, kv_head * group + i % group);
+            (&self.rows[token * self.stride + head * h.head_dim..][..h.head_dim], self.visible(token))
+        });
+        QueryRows::new(kernels, h.head_dim, rows)
+    }
+}
+
+/// `out[t]` (`q_dim` wide) = attention of query `t` over the positions it may see.
 pub(crate) fn attend(
     team: &Team<'_>,
     kernels: &Kernels,
     h: &Hparams,
-    window: Option<usize>,
+    queries: &Queries<'_>,
+    kv: &LayerKv,
+    partial: &mut Vec<f32>,
+    out: &mut [f32],
+) -> Result<()> {
+    let n = out.len() / h.q_dim();
+    if n <= MAX_SPLIT_TOKENS {
+        by_spans(team, kernels, h, queries, kv, partial, out)
+    } else {
+        by_tokens(team, kernels, h, queries, kv, out)
+    }
+}
+
+/// Spans that hold these positions.
+fn spans(positions: Range<usize>) -> Range<usize> {
+    positions.start / SPAN..positions.end.div_ceil(SPAN)
+}
+
+/// Attends to the positions of one span, as far as they lie in `positions`.
+fn add_span(
+    rows: &mut QueryRows,
+    kv: &LayerKv,
+    kv_head: usize,
+    span: usize,
+    positions: &Range<usize>,
+    totals: &mut [f32],
+) -> Result<()> {
+    let first = positions.start.max(span * SPAN) / PAGE * PAGE;
+    for page in (first..positions.end.min((span + 1) * SPAN)).step_by(PAGE) {
+        let (keys, values) = kv.page(page).head(kv_head);
+        rows.add_block(page, keys, values)?;
+    }
+    rows.end_span(totals);
+    Ok(())
+}
+
+fn by_spans(
+    team: &Team<'_>,
+    kernels: &Kernels,
+    h: &Hparams,
+    queries: &Queries<'_>,
+    kv: &LayerKv,
+    partial: &mut Vec<f32>,
+    out: &mut [f32],
+) -> Result<()> {
+    let n = out.len() / h.q_dim();
+    let (group, total) = (h.n_heads / h.n_kv_heads, QueryRows::total_len(h.head_dim));
+    let positions = queries.visible(0).start..queries.start + n;
+    let spans = spans(positions.clone());
+    // `[spans][kv heads][tokens][heads of the group]`
+    let width = h.n_heads * n * total;
+    partial.clear();
+    partial.resize(spans.len() * width, 0.0);
+    tiles(team, partial, width, (1, width / h.n_kv_heads), &|tile| {
+        let kv_head = tile.cols().start / (width / h.n_kv_heads);
+        let mut rows = queries.of_head(kernels, h, kv_head, 0..n)?;
+        for i in tile.rows() {
+            add_span(&mut rows, kv, kv_head, spans.start + i, &positions, tile.row(i))?;
+        }
+        Ok(())
+    })?;
+    let (first, later) = partial.split_at_mut(width);
+    for part in later.chunks_exact(width) {
+        first.chunks_exact_mut(total).zip(part.chunks_exact(total)).for_each(|(a, b)| merge(a, b));
+    }
+    for (i, total) in first.chunks_exact(total).enumerate() {
+        let (kv_head, token, head) = (i / (n * group), i / group % n, i % group);
+        let at = token * h.q_dim() + (kv_head * group + head) * h.head_dim;
+        finish(total, &mut out[at..at + h.head_dim]);
+    }
+    Ok(())
+}
+
+fn by_tokens(
+    team: &Team<'_>,
+    kernels: &Kernels,
+    h: &Hparams,
     queries: &Queries<'_>,
     kv: &LayerKv,
     out: &mut [f32],
 ) -> Result<()> {
-    let group = h.n_heads / h.n_kv_heads;
+    let (group, total) = (h.n_heads / h.n_kv_heads, QueryRows::total_len(h.head_dim));
     tiles(team, out, h.q_dim(), (TOKENS_PER_TASK, group * h.head_dim), &|tile| {
-        let kv_head = tile.cols().start / (group * h.head_dim);
-        for t in tile.rows() {
-            let last = queries.start + t;
-            let visible = window.map_or(0, |w| (last + 1).saturating_sub(w))..last + 1;
-            let q = &queries.rows[t * queries.stride..][tile.cols()];
-            let heads = q.chunks_exact(h.head_dim).zip(tile.row(t).chunks_exact_mut(h.head_dim));
-            for (q, out) in heads {
-                one_head(kernels, q, kv, kv_head, visible.clone(), out)?;
-            }
+        let (tokens, kv_head) = (tile.rows(), tile.cols().start / (group * h.head_dim));
+        let mut rows = queries.of_head(kernels, h, kv_head, tokens.clone())?;
+        let mut totals = vec![0.0; tokens.len() * group * total];
+        let positions = queries.visible(tokens.start).start..queries.start + tokens.end;
+        for span in spans(positions.clone()) {
+            add_span(&mut rows, kv, kv_head, span, &positions, &mut totals)?;
+        }
+        for (token, totals) in tokens.zip(totals.chunks_exact(group * total)) {
+            let heads = tile.row(token).chunks_exact_mut(h.head_dim);
+            heads.zip(totals.chunks_exact(total)).for_each(|(out, total)| finish(total, out));
         }
         Ok(())
     })
-}
-
-fn one_head(
-    kernels: &Kernels,
-    q: &[f32],
-    kv: &LayerKv,
-    kv_head: usize,
-    visible: std::ops::Range<usize>,
-    out: &mut [f32],
-) -> Result<()> {
-    let head_dim = q.len();
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut scores = [0.0f32; PAGE];
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
-    out.fill(0.0);
-    let mut from = visible.start;
-    while from < visible.end {
-        let to = visible.end.min((from / PAGE + 1) * PAGE);
-        let page = kv.page(from);
-        let at = (kv_head * PAGE + from % PAGE) * head_dim;
-        let scores = &mut scores[..to - from];
-        dots(kernels, q, &page.keys, at, scores)?;
-        let mut block_max = max;
-        for s in scores.iter_mut() {
-            *s *= scale;
-            block_max = block_max.max(*s);
-        }
-        // exp(-inf) = 0 clears the empty start.
-        let shrink = (max - block_max).exp();
-        if shrink != 1.0 {
-            sum *= shrink;
-            out.iter_mut().for_each(|o| *o *= shrink);
-        }
-        max = block_max;
-        for s in scores.iter_mut() {
-            *s = (*s - max).exp();
-            sum += *s;
-        }
-        add_weighted(kernels, scores, &page.values, at, out)?;
-        from = to;
-    }
-    let norm = 1.0 / sum;
-    out.iter_mut().for_each(|o| *o *= norm);
-    Ok(())
-}
-
-fn dots(kernels: &Kernels, q: &[f32], keys: &Elements, at: usize, scores: &mut [f32]) -> Result<()> {
-    let span = at..at + scores.len() * q.len();
-    match keys {
-        Elements::F16(e) => {
-            for (s, k) in scores.iter_mut().zip(e[span].chunks_exact(q.len())) {
-                *s = kernels.dot_f16(q, k)?;
-            }
-        }
-        Elements::F32(e) => {
-            for (s, k) in scores.iter_mut().zip(e[span].chunks_exact(q.len())) {
-                *s = kernels.dot_f32(q, k)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn add_weighted(
-    kernels: &Kernels,
-    weights: &[f32],
-    values: &Elements,
-    at: usize,
-    out: &mut [f32],
-) -> Result<()> {
-    let span = at..at + weights.len() * out.len();
-    match values {
-        Elements::F16(e) => {
-            for (w, v) in weights.iter().zip(e[span].chunks_exact(out.len())) {
-                kernels.axpy_f16(out, *w, v)?;
-            }
-        }
-        Elements::F32(e) => {
-            for (w, v) in weights.iter().zip(e[span].chunks_exact(out.len())) {
-                kernels.axpy_f32(out, *w, v)?;
-            }
-        }
-    }
-    Ok(())
 }

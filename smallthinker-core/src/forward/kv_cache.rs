@@ -3,15 +3,19 @@
 //! A page holds [`PAGE`] positions of one layer. Global layers keep all pages; window layers reuse a ring of
 //! them. Pages are shared between forked sessions until one of them writes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::arena::Arena;
 use crate::budget::{Budget, Lease};
+use crate::forward::kv_page::{HeadMut, Page};
 use crate::kernels::Kernels;
+use crate::kernels::attention::BLOCK;
 use crate::model::hparams::Hparams;
+use crate::pool::Team;
 use crate::{Error, Result};
 
-/// Positions per page.
-pub(crate) const PAGE: usize = 256;
+/// Positions per page: one block of attention.
+pub(crate) const PAGE: usize = BLOCK;
 
 /// Element type of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,60 +37,6 @@ impl KvType {
     }
 }
 
-/// Elements of a page, `[kv head][PAGE][head_dim]`.
-#[derive(Clone)]
-pub(crate) enum Elements {
-    F16(Vec<u16>),
-    F32(Vec<f32>),
-}
-
-impl Elements {
-    fn new(kind: KvType, len: usize) -> Elements {
-        match kind {
-            KvType::F16 => Elements::F16(vec![0; len]),
-            KvType::F32 => Elements::F32(vec![0.0; len]),
-        }
-    }
-
-    fn write(&mut self, kernels: &Kernels, at: usize, values: &[f32]) -> Result<()> {
-        match self {
-            Elements::F16(e) => kernels.f32_to_f16(values, &mut e[at..at + values.len()]),
-            Elements::F32(e) => {
-                e[at..at + values.len()].copy_from_slice(values);
-                Ok(())
-            }
-        }
-    }
-
-    /// Little-endian bytes of elements `at..at + len`, for a session file.
-    pub(crate) fn append_bytes(&self, at: usize, len: usize, out: &mut Vec<u8>) {
-        match self {
-            Elements::F16(e) => e[at..at + len].iter().for_each(|x| out.extend(x.to_le_bytes())),
-            Elements::F32(e) => e[at..at + len].iter().for_each(|x| out.extend(x.to_le_bytes())),
-        }
-    }
-
-    /// Takes elements `at..` from such bytes.
-    pub(crate) fn set_bytes(&mut self, at: usize, bytes: &[u8]) {
-        match self {
-            Elements::F16(e) => {
-                let values = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
-                e[at..].iter_mut().zip(values).for_each(|(e, v)| *e = v);
-            }
-            Elements::F32(e) => {
-                let values = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-                e[at..].iter_mut().zip(values).for_each(|(e, v)| *e = v);
-            }
-        }
-    }
-}
-
-pub(crate) struct Page {
-    pub(crate) keys: Elements,
-    pub(crate) values: Elements,
-    _lease: Lease,
-}
-
 /// One layer's pages.
 #[derive(Clone)]
 pub(crate) struct LayerKv {
@@ -101,10 +51,25 @@ impl LayerKv {
         &self.pages[self.page_index(position)]
     }
 
+    fn is_global(&self) -> bool {
+        self.ring.is_none()
+    }
+
     fn page_index(&self, position: usize) -> usize {
         let n = position / PAGE;
         self.ring.map_or(n, |ring| n % ring)
     }
+}
+
+/// Keys and values of a chunk, as they come out of the projections.
+pub(crate) struct NewKv<'a> {
+    /// `[tokens][stride]`.
+    pub(crate) rows: &'a [f32],
+    pub(crate) stride: usize,
+    /// Where in a row the keys of all heads begin.
+    pub(crate) keys: usize,
+    /// Where the values begin.
+    pub(crate) values: usize,
 }
 
 /// Keys and values of all layers for positions `0..len`.
@@ -154,53 +119,94 @@ impl KvCache {
 
     /// Bytes of one page, keys and values.
     pub(crate) fn page_bytes(h: &Hparams, kind: KvType) -> u64 {
-        2 * (PAGE * h.kv_dim() * kind.bytes()) as u64
+        Page::bytes(kind, h.n_kv_heads, h.head_dim)
     }
 
     /// Makes room for positions `len..len + n` in every layer. On failure nothing that is held changes.
     pub(crate) fn reserve(&mut self, n: usize) -> Result<()> {
-        let page_len = PAGE * self.n_kv_heads * self.head_dim;
-        for l in &mut self.layers {
-            let (first, last) = (self.len / PAGE, (self.len + n).div_ceil(PAGE));
-            for index in first..last {
-                let at = l.ring.map_or(index, |ring| index % ring);
-                if at == l.pages.len() {
-                    l.pages.push(Arc::new(Page::new(self.kind, page_len, &self.budget)?));
-                } else if let Some(page) = l.pages.get_mut(at)
-                    && Arc::get_mut(page).is_none()
-                {
-                    // Shared with a fork: this session gets a copy of its own before it writes.
-                    let mut own = Page::new(self.kind, page_len, &self.budget)?;
-                    own.keys.clone_from(&page.keys);
-                    own.values.clone_from(&page.values);
-                    *page = Arc::new(own);
-                }
-            }
+        for index in self.len / PAGE..(self.len + n).div_ceil(PAGE) {
+            // Apart: rewinding gives back pages of the global layers only.
+            self.reserve_page(index, LayerKv::is_global)?;
+            self.reserve_page(index, |l| !l.is_global())?;
         }
         self.high = self.high.max(self.len + n);
         Ok(())
     }
 
-    /// Writes keys and values (`[n_kv_heads * head_dim]` each) of a reserved position.
-    pub(crate) fn write(
-        &mut self,
-        kernels: &Kernels,
-        layer: usize,
-        position: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) -> Result<()> {
-        let l = &mut self.layers[layer];
-        let at = l.page_index(position);
-        let page = l.pages.get_mut(at).and_then(Arc::get_mut);
-        let page = page.ok_or_else(|| Error::Internal { message: "KV page was not reserved".into() })?;
-        for head in 0..self.n_kv_heads {
-            let from = head * self.head_dim;
-            let to = (head * PAGE + position % PAGE) * self.head_dim;
-            page.keys.write(kernels, to, &keys[from..from + self.head_dim])?;
-            page.values.write(kernels, to, &values[from..from + self.head_dim])?;
+    /// Gives the chosen layers a page `index` that is theirs alone, all in one piece of memory, as single pages
+    /// would be too small for huge pages of the system.
+    fn reserve_page(&mut self, index: usize, chosen: impl Fn(&LayerKv) -> bool) -> Result<()> {
+        let bytes = Page::bytes(self.kind, self.n_kv_heads, self.head_dim);
+        let lacks = |l: &mut LayerKv| {
+            let at = l.page_index(index * PAGE);
+            // A page shared with a fork is copied before this session writes.
+            chosen(l) && l.pages.get_mut(at).is_none_or(|page| Arc::get_mut(page).is_none())
+        };
+        let mut layers: Vec<&mut LayerKv> =
+            self.layers.iter_mut().filter_map(|l| lacks(l).then_some(l)).collect();
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let leases: Result<Vec<Lease>> =
+            layers.iter().map(|_| self.budget.lease("KV cache", bytes)).collect();
+        let mut arena = Arena::new(layers.len() * Arena::footprint(bytes as usize), "KV cache")?;
+        for (l, lease) in layers.iter_mut().zip(leases?) {
+            let slab = arena.take(bytes as usize);
+            let slab = slab.ok_or_else(|| Error::Internal { message: "KV pages do not fit".into() })?;
+            let mut page = Page::new(self.kind, self.head_dim, slab, lease);
+            let at = l.page_index(index * PAGE);
+            if let Some(shared) = l.pages.get_mut(at) {
+                page.copy_from(shared);
+                *shared = Arc::new(page);
+            } else {
+                l.pages.push(Arc::new(page));
+            }
         }
         Ok(())
+    }
+
+    /// Writes a chunk's keys and values of one layer, at the reserved positions from `len` on.
+    pub(crate) fn write(
+        &mut self,
+        team: &Team<'_>,
+        kernels: &Kernels,
+        layer: usize,
+        new: &NewKv<'_>,
+    ) -> Result<()> {
+        let (start, head_dim) = (self.len, self.head_dim);
+        let end = start + new.rows.len() / new.stride.max(1);
+        let l = &mut self.layers[layer];
+        // Where each touched page lies; no two in the same place, as a ring is longer than a chunk.
+        let mut firsts: Vec<Option<usize>> = vec![None; l.pages.len()];
+        for page in start / PAGE..end.div_ceil(PAGE) {
+            if let Some(first) = firsts.get_mut(l.page_index(page * PAGE)) {
+                *first = Some(page * PAGE);
+            }
+        }
+        let mut parts: Vec<Mutex<(usize, usize, HeadMut<'_>)>> = Vec::new();
+        for (page, first) in l.pages.iter_mut().zip(firsts) {
+            if let (Some(first), Some(page)) = (first, Arc::get_mut(page)) {
+                let heads = page.heads_mut().into_iter().enumerate();
+                parts.extend(heads.map(|(head, lines)| Mutex::new((first, head, lines))));
+            }
+        }
+        let pages = end.div_ceil(PAGE) - start / PAGE;
+        if parts.len() != pages * self.n_kv_heads {
+            return Err(Error::Internal { message: "KV pages were not reserved".into() });
+        }
+        let write = |i: usize| {
+            // Each part has one task: nobody waits here.
+            let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (first, head, lines) = &mut *part;
+            for position in start.max(*first)..end.min(*first + PAGE) {
+                let row = &new.rows[(position - start) * new.stride..][..new.stride];
+                let of = |at: usize| &row[at + *head * head_dim..][..head_dim];
+                lines.write(kernels, position - *first, of(new.keys), of(new.values))?;
+            }
+            Ok(())
+        };
+        // A single position is not worth waking anybody.
+        if end - start <= 1 { (0..parts.len()).try_for_each(write) } else { team.run(parts.len(), &write) }
     }
 
     /// Notes that all layers were written for the next `n` positions.
@@ -261,12 +267,5 @@ impl KvCache {
         let l = &mut self.layers[layer];
         let at = l.page_index(position);
         l.pages.get_mut(at).and_then(Arc::get_mut)
-    }
-}
-
-impl Page {
-    fn new(kind: KvType, len: usize, budget: &Arc<Budget>) -> Result<Page> {
-        let lease = budget.lease("KV cache", 2 * (len * kind.bytes()) as u64)?;
-        Ok(Page { keys: Elements::new(kind, len), values: Elements::new(kind, len), _lease: lease })
     }
 }

@@ -4,6 +4,7 @@ mod attention;
 pub(crate) mod clock;
 mod head;
 pub(crate) mod kv_cache;
+pub(crate) mod kv_page;
 mod linear;
 mod moe;
 mod neurons;
@@ -17,15 +18,19 @@ use crate::kernels::{Acts, Kernels};
 use crate::model::hparams::Hparams;
 use crate::model::weights::{LayerWeights, Weights};
 use crate::pool::Team;
+use crate::tiles::tiles;
 use crate::{Error, Result};
 
 use attention::{Queries, attend};
 use clock::{Clock, Stage};
-use kv_cache::KvCache;
+use kv_cache::{KvCache, NewKv};
 use linear::linear;
 use moe::MoeScratch;
 use rope::RopeTable;
 use router::{Choice, choose};
+
+/// Tokens that one task rotates.
+const ROPE_TOKENS: usize = 8;
 
 /// What one forward pass works with.
 pub(crate) struct Pass<'a> {
@@ -57,6 +62,8 @@ pub(crate) struct Scratch {
     acts: Acts,
     qkv: Vec<f32>,
     attention: Vec<f32>,
+    /// Attention over spans of positions, to be merged.
+    partial: Vec<f32>,
     router: Vec<f32>,
     choices: Vec<Choice>,
     delta: Vec<f32>,
@@ -146,18 +153,20 @@ impl Pass<'_> {
         self.clock.lap(Stage::Norm);
         s.qkv.resize(n * stride, 0.0);
         linear(self.team, self.kernels, &[w.q.view(), w.k.view(), w.v.view()], &s.acts, &mut s.qkv)?;
-        for (i, row) in s.qkv.chunks_exact_mut(stride).enumerate() {
-            let (qk, v) = row.split_at_mut(q_dim + kv_dim);
-            if let Some(base) = h.attention[layer].rope_base {
-                s.rope.rotate(base, i, qk);
-            }
-            kv.write(self.kernels, layer, start + i, &qk[q_dim..], v)?;
+        if let Some(base) = h.attention[layer].rope_base {
+            let rope = &s.rope;
+            tiles(self.team, &mut s.qkv, stride, (ROPE_TOKENS, stride), &|tile| {
+                tile.rows().for_each(|i| rope.rotate(base, i, &mut tile.row(i)[..q_dim + kv_dim]));
+                Ok(())
+            })?;
         }
+        let new = NewKv { rows: &s.qkv, stride, keys: q_dim, values: q_dim + kv_dim };
+        kv.write(self.team, self.kernels, layer, &new)?;
         self.clock.lap(Stage::Qkv);
         s.attention.resize(n * q_dim, 0.0);
-        let queries = Queries { rows: &s.qkv, stride, start };
-        let window = h.attention[layer].window;
-        attend(self.team, self.kernels, h, window, &queries, &kv.layers[layer], &mut s.attention)?;
+        let queries = Queries { rows: &s.qkv, stride, start, window: h.attention[layer].window };
+        let out = &mut s.attention;
+        attend(self.team, self.kernels, h, &queries, &kv.layers[layer], &mut s.partial, out)?;
         self.clock.lap(Stage::Attention);
         s.acts.set(self.kernels, &s.attention, q_dim, w.o.dtype.is_quantized())?;
         self.clock.lap(Stage::Norm);

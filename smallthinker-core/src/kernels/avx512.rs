@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, avx2, gemm, lanes, neurons};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, avx2, gemm, lanes, neurons};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, padded};
 
@@ -27,9 +27,9 @@ const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
         axpy_f32: avx2::axpy_f32,
         f32_to_f16: avx2::f32_to_f16,
         gemm,
+        attention: &attention::avx512::FUNCTIONS,
     }
 }
-
 fn tile(dtype: DType) -> TileFn {
     match dtype {
         DType::Q4_0 => group_tile::<Q4_0>,

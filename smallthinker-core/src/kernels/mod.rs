@@ -5,6 +5,7 @@
 //! result depends on its row and its vector alone: not on the number of rows, tokens or threads.
 
 mod acts;
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -16,7 +17,7 @@ mod neon;
 pub(crate) mod neurons;
 mod scalar;
 #[cfg(test)]
-mod tests;
+pub(in crate::kernels) mod tests;
 
 use std::fmt;
 use std::ops::Range;
@@ -74,6 +75,7 @@ pub struct Kernels {
     axpy_f32: unsafe fn(&mut [f32], f32, &[f32]),
     f32_to_f16: unsafe fn(&[f32], &mut [u16]),
     gemm: gemm::Gemm,
+    attention: &'static attention::Functions,
 }
 
 impl fmt::Debug for Kernels {

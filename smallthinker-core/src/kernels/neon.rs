@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use super::acts::ActGroup;
 use super::gemm::SCALAR;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, f16};
 
@@ -22,6 +22,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy_f32,
     f32_to_f16,
     gemm: SCALAR,
+    attention: &attention::scalar::FUNCTIONS,
 };
 
 fn tile(dtype: DType) -> TileFn {

@@ -2,7 +2,7 @@
 
 use super::acts::ActGroup;
 use super::gemm::SCALAR;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons};
 use crate::tensor::DType;
 use crate::tensor::block::{self, Block, cast, f16};
 
@@ -19,6 +19,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy_f32,
     f32_to_f16,
     gemm: SCALAR,
+    attention: &attention::scalar::FUNCTIONS,
 };
 
 /// The tile function of each weight type.

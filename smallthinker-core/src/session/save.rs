@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::forward::Pass;
 use crate::forward::kv_cache::PAGE;
+use crate::forward::kv_page::Part;
 use crate::hash::Fnv;
 use crate::model::Model;
 use crate::session::Session;
@@ -43,17 +44,14 @@ fn write_session(s: &Session, out: &mut impl Write) -> std::io::Result<()> {
     for token in &s.tokens {
         out.write_all(&token.to_le_bytes())?;
     }
-    let (head_dim, heads) = (s.kv.head_dim(), s.kv.n_kv_heads());
+    let heads = s.kv.n_kv_heads();
     let mut bytes = Vec::new();
     for (i, layer) in s.kv.layers.iter().enumerate() {
         for position in s.kv.oldest_needed(i)..s.kv.len() {
             let page = layer.page(position);
             bytes.clear();
-            for elements in [&page.keys, &page.values] {
-                for head in 0..heads {
-                    let at = (head * PAGE + position % PAGE) * head_dim;
-                    elements.append_bytes(at, head_dim, &mut bytes);
-                }
+            for part in [Part::Keys, Part::Values] {
+                (0..heads).for_each(|head| page.append_bytes(head, part, position % PAGE, &mut bytes));
             }
             out.write_all(&bytes)?;
         }
@@ -105,8 +103,8 @@ pub(super) fn load(model: &Model, path: &Path) -> Result<Session> {
 }
 
 fn read_kv(session: &mut Session, evaluated: usize, length: u64, input: &mut Input<'_>) -> Result<()> {
-    let (head_dim, heads) = (session.kv.head_dim(), session.kv.n_kv_heads());
-    let head_bytes = head_dim * session.kv.kind().bytes();
+    let heads = session.kv.n_kv_heads();
+    let head_bytes = session.kv.head_dim() * session.kv.kind().bytes();
     let windows: Vec<usize> =
         session.model.hparams().attention.iter().map(|a| a.window.unwrap_or(usize::MAX)).collect();
     let positions: u64 = windows.iter().map(|&w| evaluated.min(w) as u64).sum();
@@ -119,13 +117,11 @@ fn read_kv(session: &mut Session, evaluated: usize, length: u64, input: &mut Inp
     let mut bytes = vec![0; head_bytes];
     for (layer, window) in windows.into_iter().enumerate() {
         for position in evaluated - evaluated.min(window)..evaluated {
-            for part in 0..2 {
+            for part in [Part::Keys, Part::Values] {
                 for head in 0..heads {
                     input.read(&mut bytes)?;
-                    let at = (head * PAGE + position % PAGE) * head_dim;
                     if let Some(page) = session.kv.page_mut(layer, position) {
-                        let elements = if part == 0 { &mut page.keys } else { &mut page.values };
-                        elements.set_bytes(at, &bytes);
+                        page.set_bytes(head, part, position % PAGE, &bytes);
                     }
                 }
             }

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
 use super::gemm::AVX2;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, lanes, neurons, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, scalar};
 use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
 
@@ -31,6 +31,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy_f32,
     f32_to_f16,
     gemm: AVX2,
+    attention: &attention::avx2::FUNCTIONS,
 };
 
 /// How far ahead of the arithmetic weights are requested from memory. Worth a factor of two in a product

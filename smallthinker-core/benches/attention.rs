@@ -1,0 +1,192 @@
+//! Speed of attention on one thread, in the shapes of the 21B model (28 heads, 4 KV heads of 128):
+//! `cargo bench -p smallthinker-core --bench attention [SET]`.
+//!
+//! Decode: one token over many layers of cache, more than any cache of the CPU holds, in GB/s of keys and values.
+//! Prefill: a chunk of 512 tokens, in multiply-adds that the mask leaves per second and per cycle. The clock of
+//! the CPU is taken from a chain of dependent multiplications. Each number is the median of several runs.
+#![allow(clippy::print_stdout)]
+
+use std::hint::black_box;
+
+use smallthinker_core::kernels::Kernels;
+use smallthinker_core::kernels::attention::{BLOCK, LANES, Line, Lines, QueryRows, key_lines, value_lines};
+
+const HEAD_DIM: usize = 128;
+const GROUP: usize = 7;
+const KV_HEADS: usize = 4;
+/// Blocks of a span, as in the forward pass.
+const SPAN: usize = 2;
+/// Bytes of keys and values that a decode run reads.
+const DECODE_BYTES: usize = 256 << 20;
+const CHUNK: usize = 512;
+/// Tokens of a task, as in the forward pass.
+const TOKENS: usize = 32;
+
+/// Processor time of this thread, so that other programs on the machine disturb less than in wall time.
+#[cfg(unix)]
+fn now() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the result.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+#[cfg(not(unix))]
+fn now() -> f64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0.0, |t| t.as_secs_f64())
+}
+
+/// Seconds per call: the median of seven runs after a warm-up.
+fn seconds(mut run: impl FnMut()) -> f64 {
+    run();
+    let mut times: Vec<f64> = (0..7)
+        .map(|_| {
+            let start = now();
+            run();
+            now() - start
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Cycles per second: a multiplication (three cycles) and a bit operation (one), each waiting for the one before.
+fn clock() -> f64 {
+    const STEPS: usize = 10_000_000;
+    let s = seconds(|| {
+        black_box((0..black_box(STEPS)).fold(black_box(3_u64), |x, _| x.wrapping_mul(x) ^ 0x9e37_79b9));
+    });
+    4.0 * STEPS as f64 / s
+}
+
+/// Blocks of one head's keys and values.
+enum Cache {
+    F16(Vec<Line<u16>>),
+    F32(Vec<Line<f32>>),
+}
+
+/// A vector in huge pages, where the system has them, as the engine's caches are.
+fn filled<E>(len: usize, line: impl Fn(usize) -> Line<E>) -> Vec<Line<E>> {
+    let mut all = Vec::with_capacity(len);
+    #[cfg(target_os = "linux")]
+    {
+        let (start, end) = (all.as_ptr() as usize, all.as_ptr() as usize + len * size_of::<Line<E>>());
+        let start = start.next_multiple_of(4096);
+        // SAFETY: whole pages inside an allocation of our own; the advice does not change contents.
+        unsafe { libc::madvise(start as *mut _, (end - start) / 4096 * 4096, libc::MADV_HUGEPAGE) };
+    }
+    all.extend((0..len).map(line));
+    all
+}
+
+impl Cache {
+    fn new(f16: bool, blocks: usize) -> Cache {
+        let n = blocks * (key_lines(HEAD_DIM) + value_lines(HEAD_DIM));
+        // Small numbers of both signs.
+        let value = |i: usize| ((i * 7919) % 2001) as f32 / 4000.0 - 0.25;
+        let half = |i: usize| 0x3000 | ((i * 7919) % 1024) as u16 | ((i & 1) << 15) as u16;
+        if f16 {
+            Cache::F16(filled(n, |l| Line(std::array::from_fn(|i| half(l * LANES + i)))))
+        } else {
+            Cache::F32(filled(n, |l| Line(std::array::from_fn(|i| value(l * LANES + i)))))
+        }
+    }
+
+    fn block(&self, block: usize) -> (Lines<'_>, Lines<'_>) {
+        let (keys, len) = (key_lines(HEAD_DIM), key_lines(HEAD_DIM) + value_lines(HEAD_DIM));
+        let lines = block * len..(block + 1) * len;
+        match self {
+            Cache::F16(all) => {
+                let (k, v) = all[lines].split_at(keys);
+                (Lines::F16(k), Lines::F16(v))
+            }
+            Cache::F32(all) => {
+                let (k, v) = all[lines].split_at(keys);
+                (Lines::F32(k), Lines::F32(v))
+            }
+        }
+    }
+}
+
+/// One token of `context` positions, in as many layers and heads as the cache holds.
+fn decode(set: &Kernels, cache: &Cache, blocks: usize, context: usize, queries: &[f32]) -> f64 {
+    let per_head = context / BLOCK;
+    let mut totals = vec![0.0; GROUP * QueryRows::total_len(HEAD_DIM)];
+    seconds(|| {
+        for head in 0..blocks / per_head {
+            let q = queries.chunks(HEAD_DIM).take(GROUP).map(|q| (q, 0..context));
+            let q: Vec<_> = q.collect();
+            let mut rows = QueryRows::new(set, HEAD_DIM, q.into_iter()).expect("rows of one length");
+            totals.fill(0.0);
+            for block in 0..per_head {
+                let (keys, values) = cache.block(head * per_head + block);
+                rows.add_block(block * BLOCK, keys, values).expect("whole blocks");
+                if block % SPAN == SPAN - 1 {
+                    rows.end_span(&mut totals);
+                }
+            }
+            black_box(&totals);
+        }
+    })
+}
+
+/// A chunk from `start` on, one kv head; returns seconds and multiply-adds.
+fn prefill(set: &Kernels, cache: &Cache, start: usize, tokens: usize, queries: &[f32]) -> (f64, f64) {
+    let mut totals = vec![0.0; TOKENS * GROUP * QueryRows::total_len(HEAD_DIM)];
+    let s = seconds(|| {
+        for first in (start..start + tokens).step_by(TOKENS) {
+            let q = queries.chunks(HEAD_DIM).take(TOKENS * GROUP).enumerate();
+            let q: Vec<_> = q.map(|(i, q)| (q, 0..first + i / GROUP + 1)).collect();
+            let mut rows = QueryRows::new(set, HEAD_DIM, q.into_iter()).expect("rows of one length");
+            totals.fill(0.0);
+            for block in 0..(first + TOKENS).div_ceil(BLOCK) {
+                let (keys, values) = cache.block(block);
+                rows.add_block(block * BLOCK, keys, values).expect("whole blocks");
+                if block % SPAN == SPAN - 1 {
+                    rows.end_span(&mut totals);
+                }
+            }
+            rows.end_span(&mut totals);
+            black_box(&totals);
+        }
+    });
+    let positions: usize = (start..start + tokens).map(|p| p + 1).sum();
+    (s, (positions * 2 * HEAD_DIM * GROUP) as f64)
+}
+
+fn main() {
+    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let hz = clock();
+    println!("clock: {:.2} GHz", hz / 1e9);
+    let queries: Vec<f32> =
+        (0..TOKENS * GROUP * HEAD_DIM).map(|i| ((i * 7919) % 2001) as f32 / 1000.0 - 1.0).collect();
+    for f16 in [true, false] {
+        let block_bytes = BLOCK * 2 * HEAD_DIM * if f16 { 2 } else { 4 };
+        let blocks = DECODE_BYTES / block_bytes / (32 * KV_HEADS) * (32 * KV_HEADS);
+        let cache = Cache::new(f16, blocks);
+        for set in Kernels::available() {
+            if wanted.as_ref().is_some_and(|name| name != set.name()) {
+                continue;
+            }
+            let label = format!("{:12} {}", set.name(), if f16 { "f16" } else { "f32" });
+            let scalar = set.name() == "scalar";
+            for context in [1024, 8192] {
+                let blocks = if scalar { context / BLOCK } else { blocks };
+                let s = decode(set, &cache, blocks, context, &queries);
+                let cycles = s * hz / (blocks * BLOCK) as f64;
+                let speed = (blocks * block_bytes) as f64 / s / 1e9;
+                println!(
+                    "{label} decode at {context}: {speed:5.1} GB/s, {cycles:.0} cycles per position and kv head"
+                );
+            }
+            for start in [0, 3584] {
+                if scalar && start > 0 {
+                    continue;
+                }
+                let (s, macs) = prefill(set, &cache, start, if scalar { TOKENS } else { CHUNK }, &queries);
+                let (speed, per_cycle) = (macs / s / 1e9, macs / s / hz);
+                println!("{label} prefill from {start}: {speed:5.1} GMAC/s, {per_cycle:.1} MAC per cycle");
+            }
+        }
+    }
+}

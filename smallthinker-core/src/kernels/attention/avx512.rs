@@ -1,0 +1,209 @@
+//! Attention with AVX-512 (F, BW, DQ, VL).
+
+use std::arch::x86_64::*;
+
+use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score};
+
+/// 14 rows of two vectors, two vectors of keys or values and one of a query or a weight: 31 of 32 registers.
+const ROWS: usize = 14;
+
+pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
+    rows: ROWS,
+    score_f16: score::<u16>,
+    score_f32: score::<f32>,
+    soften,
+    mix_f16: mix::<u16>,
+    mix_f32: mix::<f32>,
+    widen,
+};
+
+/// How far ahead of the arithmetic lines are requested from memory.
+const PREFETCH_BYTES: usize = 4096;
+
+/// An element of the cache.
+trait Element: Copy {
+    /// A line as `f32`. Only for CPUs with AVX-512.
+    unsafe fn widen(line: &Line<Self>) -> [__m512; 2];
+}
+
+impl Element for u16 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn widen(line: &Line<u16>) -> [__m512; 2] {
+        let at = line.0.as_ptr();
+        // SAFETY: 16 halves from each address, all inside the line.
+        unsafe {
+            [
+                _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+                _mm512_cvtph_ps(_mm256_loadu_si256(at.add(16).cast())),
+            ]
+        }
+    }
+}
+
+impl Element for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn widen(line: &Line<f32>) -> [__m512; 2] {
+        let at = line.0.as_ptr();
+        // SAFETY: 16 floats from each address, all inside the line.
+        unsafe { [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))] }
+    }
+}
+
+/// Asks for the line [`PREFETCH_BYTES`] after this one. The address may lie outside the cache.
+#[inline]
+#[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn prefetch_after<E>(line: &Line<E>) {
+    let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(PREFETCH_BYTES);
+    for part in 0..size_of::<Line<E>>() / 64 {
+        // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
+    }
+}
+
+/// Calls the instance of a function for the number of rows.
+macro_rules! for_rows {
+    ($function:ident::<$e:ident>($arg:ident); $($n:literal)*) => {
+        match $arg.rows {
+            $($n => $function::<$e, $n>($arg),)*
+            _ => $function::<$e, ROWS>($arg),
+        }
+    };
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn score<E: Element>(s: Score<'_, E>) {
+    for_rows!(score_rows::<E>(s); 1 2 3 4 5 6 7 8 9 10 11 12 13)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn score_rows<E: Element, const R: usize>(s: Score<'_, E>) {
+    for (g, keys) in s.keys.chunks_exact(s.head_dim).enumerate() {
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        for (q, key) in s.q.as_chunks::<R>().0.iter().zip(keys) {
+            prefetch_after(key);
+            // SAFETY: this function has the target features that `widen` asks for.
+            let key = unsafe { E::widen(key) };
+            for (acc, q) in acc.iter_mut().zip(q) {
+                let q = _mm512_set1_ps(*q);
+                *acc = [_mm512_fmadd_ps(q, key[0], acc[0]), _mm512_fmadd_ps(q, key[1], acc[1])];
+            }
+        }
+        let at = s.first + g * LANES;
+        for (row, acc) in s.out.iter_mut().zip(acc) {
+            let row = &mut row[at..at + LANES];
+            // SAFETY: room for 32 floats.
+            unsafe {
+                _mm512_storeu_ps(row.as_mut_ptr(), acc[0]);
+                _mm512_storeu_ps(row.as_mut_ptr().add(16), acc[1]);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn load(x: &[f32; 16]) -> __m512 {
+    // SAFETY: 16 initialised floats; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn store(out: &mut [f32; 16], x: __m512) {
+    // SAFETY: room for 16 floats; the store needs no alignment.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+}
+
+/// The operations of `scalar::exp2`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn exp2(x: __m512) -> __m512 {
+    let rounded = _mm512_add_ps(x, _mm512_set1_ps(EXP2_ROUND));
+    let f = _mm512_sub_ps(x, _mm512_sub_ps(rounded, _mm512_set1_ps(EXP2_ROUND)));
+    let mut p = _mm512_set1_ps(EXP2[0]);
+    for c in &EXP2[1..] {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
+    }
+    let scale = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(rounded)));
+    // True for NaN, which stays.
+    let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(EXP2_MIN));
+    _mm512_maskz_mul_ps(keep, p, scale)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32) {
+    // Four vectors side by side: the chain of one would be waited for.
+    let mut most = [_mm512_set1_ps(before); 4];
+    let (fours, rest) = scores.as_chunks::<{ 4 * SUMS }>();
+    for four in fours {
+        for (most, s) in most.iter_mut().zip(four.as_chunks::<SUMS>().0) {
+            *most = _mm512_max_ps(load(s), *most);
+        }
+    }
+    for s in rest.as_chunks::<SUMS>().0 {
+        most[0] = _mm512_max_ps(load(s), most[0]);
+    }
+    let max =
+        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
+    let shrink = exp2(_mm512_set1_ps(before - max));
+    let mut sum = _mm512_mul_ps(load(sums), shrink);
+    for s in scores.as_chunks_mut::<SUMS>().0 {
+        let weight = exp2(_mm512_sub_ps(load(s), _mm512_set1_ps(max)));
+        store(s, weight);
+        sum = _mm512_add_ps(sum, weight);
+    }
+    store(sums, sum);
+    (max, _mm512_cvtss_f32(shrink))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn mix<E: Element>(m: Mix<'_, E>) {
+    for_rows!(mix_rows::<E>(m); 1 2 3 4 5 6 7 8 9 10 11 12 13)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
+    let Some(weights) = m.weights.first_chunk::<R>() else { return };
+    assert!(m.out.len() >= R * m.width && m.values.len() <= m.width / LANES * BLOCK);
+    for (c, column) in m.values.chunks_exact(BLOCK).enumerate() {
+        let out = m.out.as_mut_ptr().wrapping_add(c * LANES);
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: row `r` is in `out`, as checked above, and `c` is one of its lines.
+            *acc = unsafe {
+                [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))]
+            };
+        }
+        for (i, values) in m.positions.clone().zip(&column[m.positions.clone()]) {
+            prefetch_after(values);
+            // SAFETY: this function has the target features that `widen` asks for.
+            let values = unsafe { E::widen(values) };
+            for r in 0..R {
+                // SAFETY: slicing `column`, which is a block long, has checked the positions.
+                let weight = _mm512_set1_ps(unsafe { *weights[r].get_unchecked(i) });
+                acc[r][0] = _mm512_fmadd_ps(weight, values[0], acc[r][0]);
+                acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                _mm512_storeu_ps(out.add(r * m.width), acc[0]);
+                _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn widen(halves: &[Line<u16>], out: &mut [Line<f32>]) {
+    for (half, out) in halves.iter().zip(out) {
+        prefetch_after(half);
+        // SAFETY: this function has the target features that `widen` asks for.
+        let x = unsafe { u16::widen(half) };
+        out.0.as_chunks_mut::<16>().0.iter_mut().zip(x).for_each(|(out, x)| store(out, x));
+    }
+}

@@ -1,0 +1,121 @@
+//! Attention of a few query rows over one block of cached keys and values.
+//!
+//! Keys and values lie in [`Line`]s of 32 elements. A line of keys holds one dimension of 32 positions, so
+//! that the scores of 32 positions add up in the lanes of registers, without sums across lanes. A line of
+//! values holds 32 dimensions of one position. Both are read from beginning to end.
+//!
+//! Every set gives the same bits. Scores and weighted sums are chains of fused multiply-adds, over dimensions
+//! and over positions, ascending; `2^x` is one sequence of operations; the sum of the weights has one lane for
+//! each position modulo 16. Which rows are computed together, or in which instructions, does not matter.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+mod rows;
+pub(super) mod scalar;
+#[cfg(test)]
+mod tests;
+
+use crate::arena::AnyBits;
+
+pub use rows::QueryRows;
+pub(crate) use rows::{finish, merge};
+
+/// Elements of a line.
+pub const LANES: usize = 32;
+
+/// Positions of a block: the step in which the running maximum of the softmax is renewed.
+pub const BLOCK: usize = 256;
+
+/// Lanes of the sum of weights: position `p` adds to lane `p % SUMS`.
+pub(super) const SUMS: usize = 16;
+
+/// 32 elements in one or two cache lines.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Line<E>(pub [E; LANES]);
+
+// SAFETY: an array of such elements; a size of 64 or 128 bytes leaves no padding.
+unsafe impl<E: AnyBits> AnyBits for Line<E> {}
+const _: () = assert!(size_of::<Line<u16>>() == 64 && size_of::<Line<f32>>() == 128);
+
+/// Lines of either element type.
+#[derive(Debug, Clone, Copy)]
+pub enum Lines<'a> {
+    /// Half precision.
+    F16(&'a [Line<u16>]),
+    /// Single precision.
+    F32(&'a [Line<f32>]),
+}
+
+impl Lines<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Lines::F16(lines) => lines.len(),
+            Lines::F32(lines) => lines.len(),
+        }
+    }
+}
+
+/// Lines of keys in a block, for one head.
+pub const fn key_lines(head_dim: usize) -> usize {
+    BLOCK / LANES * head_dim
+}
+
+/// Lines of values in a block, for one head. The last ones are padded with zeros if `head_dim` asks for it.
+pub const fn value_lines(head_dim: usize) -> usize {
+    BLOCK * head_dim.div_ceil(LANES)
+}
+
+/// Products of query rows with keys. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is
+/// `[head_dim][rows]`, `keys` is `[groups][head_dim]`, `out` has `rows` rows and `first + 32 * groups <= BLOCK`.
+pub(super) struct Score<'a, E> {
+    pub(super) rows: usize,
+    pub(super) q: &'a [f32],
+    pub(super) head_dim: usize,
+    pub(super) keys: &'a [Line<E>],
+    /// Where in the block the first key is.
+    pub(super) first: usize,
+    pub(super) out: &'a mut [[f32; BLOCK]],
+}
+
+/// Sums of values, weighted, added to `out`. Whoever calls promises: `1 <= rows <= Functions::rows`, `weights`
+/// has `rows` rows, `positions` lies inside a block, `values` is `[width / 32][BLOCK]`, `out` is `[rows][width]`.
+pub(super) struct Mix<'a, E> {
+    pub(super) rows: usize,
+    pub(super) weights: &'a [[f32; BLOCK]],
+    pub(super) positions: std::ops::Range<usize>,
+    pub(super) values: &'a [Line<E>],
+    pub(super) width: usize,
+    pub(super) out: &'a mut [f32],
+}
+
+/// Turns scores (a multiple of 32, the first of a position that is one, too) into weights `2^(score - max)`
+/// and adds them to the sums. Takes the maximum so far; returns the new one and what earlier sums shrink by.
+type Soften = unsafe fn(scores: &mut [f32], max: f32, sums: &mut [f32; SUMS]) -> (f32, f32);
+
+/// The attention functions of a kernel set. Unsafe because they may use instructions that only some CPUs
+/// have; they are reached through a [`Kernels`](super::Kernels) value only.
+pub(super) struct Functions {
+    /// Rows that one call takes at most.
+    pub(super) rows: usize,
+    pub(super) score_f16: unsafe fn(Score<'_, u16>),
+    pub(super) score_f32: unsafe fn(Score<'_, f32>),
+    pub(super) soften: Soften,
+    pub(super) mix_f16: unsafe fn(Mix<'_, u16>),
+    pub(super) mix_f32: unsafe fn(Mix<'_, f32>),
+    /// The same values in single precision, as far as both go.
+    pub(super) widen: unsafe fn(&[Line<u16>], &mut [Line<f32>]),
+}
+
+/// Coefficients of `2^f` for `f` in -0.5..=0.5, highest power first, the last one 1: a relative error of
+/// 2.6e-9 before rounding.
+pub(super) const EXP2: [f32; 7] =
+    [1.559_467_8e-4, 1.340_664_3e-3, 9.617_693e-3, 5.550_310_4e-2, 0.240_226_52, 0.693_147_24, 1.0];
+
+/// Adding this rounds to an integer `n` and leaves `n + 127`, the exponent of `2^n`, in the lowest bits.
+pub(super) const EXP2_ROUND: f32 = 12_582_912.0 + 127.0;
+
+/// Below this `2^x` counts as zero: the scale would not be a normal number.
+pub(super) const EXP2_MIN: f32 = -126.0;
