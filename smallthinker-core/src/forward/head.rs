@@ -3,8 +3,8 @@
 use crate::Result;
 use crate::forward::Pass;
 use crate::forward::clock::Stage;
-use crate::forward::linear::linear;
-use crate::kernels::Acts;
+use crate::forward::linear::{Batch, linear};
+use crate::kernels::{Acts, Forms};
 use crate::model::weights::Embedding;
 use crate::tensor::dequantize;
 
@@ -36,15 +36,16 @@ impl Pass<'_> {
         x: &[f32],
         norm: &mut Vec<f32>,
         acts: &mut Acts,
+        batch: &mut Batch,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let head = &self.weights.head;
         self.norm(x, &self.weights.output_norm, norm)?;
-        acts.set(self.kernels, norm, self.h.hidden, head.dtype.is_quantized())?;
+        self.quantize(norm, self.h.hidden, Forms::of(&[head.dtype]), acts)?;
         self.clock.lap(Stage::Norm);
         let at = logits.len();
         logits.resize(at + acts.tokens() * head.rows, 0.0);
-        linear(self.team, self.kernels, &[head.view()], acts, &mut logits[at..])?;
+        linear(self.team, self.kernels, &[head.view()], acts, batch, &mut logits[at..])?;
         self.clock.lap(Stage::Head);
         self.clock.bytes(Stage::Head, head.bytes());
         Ok(())

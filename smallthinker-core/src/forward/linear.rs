@@ -1,8 +1,10 @@
 //! Matrix products, split over the engine's threads.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use crate::Result;
+use crate::kernels::gemm::{self, ActTiles, GemmScratch, PanelSource, fill_place};
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
 use crate::kernels::{Acts, Kernels};
 use crate::pool::Team;
@@ -15,6 +17,8 @@ const BLOCK: usize = 4096;
 /// Rows of weights that a prefill task takes: with 64 tokens, weights and activations stay in the L2 cache.
 const TILE_ROWS: usize = 64;
 const TILE_TOKENS: usize = BLOCK / TILE_ROWS;
+/// Rows that packed weights are unpacked by.
+const PANEL: usize = 16;
 /// Decode tasks per thread: enough to even out a thread that was held up, few enough to keep reads long.
 const TASKS_PER_THREAD: usize = 16;
 
@@ -26,6 +30,56 @@ pub(crate) fn columns_per_task(team: &Team<'_>, width: usize, tokens: usize) -> 
     }
 }
 
+/// Buffers for products with many vectors, kept between calls.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) tiles: ActTiles,
+    /// One for each task that runs at a time.
+    spare: Mutex<Vec<TaskBuffers>>,
+}
+
+/// What a task needs for itself.
+#[derive(Default)]
+pub(crate) struct TaskBuffers {
+    pub(crate) gemm: GemmScratch,
+    pub(crate) out: [Vec<f32>; 2],
+}
+
+impl Batch {
+    /// Lends buffers to a task.
+    pub(crate) fn with<R>(spare: &Mutex<Vec<TaskBuffers>>, task: impl FnOnce(&mut TaskBuffers) -> R) -> R {
+        let lock = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = lock().pop().unwrap_or_default();
+        let result = task(&mut buffers);
+        lock().push(buffers);
+        result
+    }
+
+    /// The tiles and the spare buffers, to be used at the same time.
+    pub(crate) fn parts(&mut self) -> (&mut ActTiles, &Mutex<Vec<TaskBuffers>>) {
+        (&mut self.tiles, &self.spare)
+    }
+}
+
+/// Arranges vectors of `xs`, those that `pick` numbers, for products with packed weights.
+pub(crate) fn arrange(
+    team: &Team<'_>,
+    xs: &Acts,
+    tokens: usize,
+    pick: &(dyn Fn(usize) -> usize + Sync),
+    out: &mut ActTiles,
+) -> Result<()> {
+    let blocks = out.prepare(tokens, xs.cols());
+    let ranges = out.ranges();
+    tiles(team, out.blocks_mut(), blocks, (1, blocks), &|tile| {
+        let t = tile.rows().start;
+        ranges[t]
+            .clone()
+            .enumerate()
+            .try_for_each(|(place, i)| fill_place(tile.row(t), place, xs.row(pick(i))))
+    })
+}
+
 /// `out[t]` = the products of vector `t` of `xs` with every row of the matrices, one matrix after the other.
 /// `out` has one row per vector, as wide as the matrices have rows together.
 pub(crate) fn linear(
@@ -33,18 +87,41 @@ pub(crate) fn linear(
     kernels: &Kernels,
     matrices: &[Matrix<'_>],
     xs: &Acts,
+    batch: &mut Batch,
     out: &mut [f32],
 ) -> Result<()> {
     let width = matrices.iter().map(|m| m.rows).sum();
-    let shape = (TILE_TOKENS, columns_per_task(team, width, xs.tokens()));
-    tiles(team, out, width, shape, &|tile| {
+    let columns = columns_per_task(team, width, xs.tokens());
+    let packed = |m: &Matrix<'_>| m.layout != Layout::Rows;
+    // Whatever lies by neuron has no product with single vectors here.
+    let one_by_one = xs.has_lanes() && matrices.iter().all(|m| m.layout != Layout::Neurons);
+    let (act_tiles, spare) = batch.parts();
+    let together = !one_by_one && matrices.iter().any(packed);
+    if together {
+        arrange(team, xs, xs.tokens(), &|i| i, act_tiles)?;
+    }
+    // A packed matrix wants all vectors at once: its weights are unpacked for each task.
+    let tokens = if together { xs.tokens() } else { TILE_TOKENS };
+    tiles(team, out, width, (tokens, columns), &|tile| {
         let cols = tile.cols();
         let mut first = 0; // column of the current matrix's row 0
         for m in matrices {
             let rows = cols.start.max(first) - first..cols.end.clamp(first, first + m.rows) - first;
-            if !rows.is_empty() {
-                let at = first + rows.start - cols.start;
+            let at = first + rows.start - cols.start.min(first + rows.start);
+            if rows.is_empty() {
+            } else if !packed(m) {
                 product(kernels, m, rows, xs, tile, at)?;
+            } else if one_by_one {
+                single_products(kernels, m, rows, xs, tile, at)?;
+            } else {
+                Batch::with(spare, |buffers| {
+                    let out =
+                        gemm(kernels, m, rows.clone(), act_tiles, &mut buffers.gemm, &mut buffers.out[0])?;
+                    for (t, values) in tile.rows().zip(out) {
+                        tile.row(t)[at..at + values.len()].copy_from_slice(values);
+                    }
+                    Ok::<(), crate::Error>(())
+                })?;
             }
             first += m.rows;
         }
@@ -52,7 +129,44 @@ pub(crate) fn linear(
     })
 }
 
-/// The products of rows `rows` of `m` with the tile's tokens, into its columns from `at` on.
+/// Rows `rows` of a packed matrix times all vectors; yields each vector's products in turn.
+pub(crate) fn gemm<'o>(
+    kernels: &Kernels,
+    m: &Matrix<'_>,
+    rows: Range<usize>,
+    xs: &ActTiles,
+    scratch: &mut GemmScratch,
+    out: &'o mut Vec<f32>,
+) -> Result<impl Iterator<Item = &'o [f32]> + use<'o>> {
+    let layout = if m.layout == Layout::Neurons { gemm::Layout::DownTiles } else { gemm::Layout::Lanes };
+    let source = PanelSource { layout, data: m.data, rows: m.rows, cols: m.cols };
+    // Panels start at multiples of their size.
+    let whole = rows.start / PANEL * PANEL..rows.end.next_multiple_of(PANEL).min(m.rows);
+    let width = whole.len();
+    out.resize(xs.tokens() * width, 0.0);
+    kernels.gemm(&source, whole.clone(), xs, scratch, out, width)?;
+    let part = rows.start - whole.start..rows.end - whole.start;
+    Ok(out.chunks_exact(width.max(1)).map(move |values| &values[part.clone()]))
+}
+
+/// The products of rows `rows` of a matrix in lanes with few vectors, into the tile's columns from `at` on.
+fn single_products(
+    kernels: &Kernels,
+    m: &Matrix<'_>,
+    rows: Range<usize>,
+    xs: &Acts,
+    tile: &mut Tile<'_>,
+    at: usize,
+) -> Result<()> {
+    let matrix = LaneMatrix::new(m.data, m.rows, m.cols)?;
+    for t in tile.rows() {
+        let out = &mut tile.row(t)[at..at + rows.len()];
+        kernels.matvec_lanes(matrix, PickedRows::From(rows.start), xs.row(t), out)?;
+    }
+    Ok(())
+}
+
+/// The products of rows `rows` of a matrix as in the file with the tile's tokens, into its columns from `at` on.
 fn product(
     kernels: &Kernels,
     m: &Matrix<'_>,
@@ -62,45 +176,20 @@ fn product(
     at: usize,
 ) -> Result<()> {
     let tokens = tile.rows();
-    if m.layout == Layout::Lanes {
-        let matrix = LaneMatrix::new(m.data, m.rows, m.cols)?;
-        for t in tokens {
-            let out = &mut tile.row(t)[at..at + rows.len()];
-            kernels.matvec_lanes(matrix, PickedRows::From(rows.start), xs.row(t), out)?;
-        }
-        return Ok(());
-    }
-    if m.layout == Layout::Neurons {
-        use crate::kernels::neurons::NeuronBlock;
-        use crate::tensor::packed;
-        let tile_bytes = m.cols / 32 * packed::BLOCK;
-        for t in tokens {
-            let x = xs.row(t);
-            let blocks: Vec<NeuronBlock> =
-                (0..x.block_count()).map(|b| NeuronBlock::new(&x.block(b).unwrap())).collect();
-            for r in rows.clone() {
-                let mut out = [0.0; 128];
-                if r == rows.start || r % 128 == 0 {
-                    let c = r / 128;
-                    kernels.down_tile(&m.data[c * tile_bytes..(c + 1) * tile_bytes], &blocks, &mut out)?;
-                    for rr in r..rows.end.min((c + 1) * 128) {
-                        tile.row(t)[at + rr - rows.start] = out[rr % 128];
-                    }
-                }
-            }
-        }
-        return Ok(());
-    }
     let mut block = [0.0f32; BLOCK];
     let per_call = (BLOCK / tokens.len().max(1)).max(1);
     for from in rows.clone().step_by(per_call) {
         let to = rows.end.min(from + per_call);
         let n = to - from;
-        let out = &mut block[..n * tokens.len()];
-        kernels.matmul(m.dtype, m.file_rows(from, to), n, m.cols, xs, tokens.clone(), out)?;
-        for (t, values) in tokens.clone().zip(out.chunks_exact(n)) {
-            let at = at + from - rows.start;
-            tile.row(t)[at..at + n].copy_from_slice(values);
+        // More vectors than fit: some at a time.
+        for first in tokens.clone().step_by(BLOCK) {
+            let some = first..tokens.end.min(first + BLOCK);
+            let out = &mut block[..n * some.len()];
+            kernels.matmul(m.dtype, m.file_rows(from, to), n, m.cols, xs, some.clone(), out)?;
+            for (t, values) in some.zip(out.chunks_exact(n)) {
+                let at = at + from - rows.start;
+                tile.row(t)[at..at + n].copy_from_slice(values);
+            }
         }
     }
     Ok(())

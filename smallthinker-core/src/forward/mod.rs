@@ -7,6 +7,7 @@ pub(crate) mod kv_cache;
 pub(crate) mod kv_page;
 mod linear;
 mod moe;
+mod moe_batch;
 mod neurons;
 mod rope;
 mod router;
@@ -14,23 +15,27 @@ mod router;
 use crate::cancel::CancelFlag;
 use crate::experts::ExpertCache;
 use crate::gguf::Source;
-use crate::kernels::{Acts, Kernels};
+use crate::kernels::{Acts, Forms, Kernels};
 use crate::model::hparams::Hparams;
 use crate::model::weights::{LayerWeights, Weights};
 use crate::pool::Team;
+use crate::tensor::DType;
 use crate::tiles::tiles;
 use crate::{Error, Result};
 
 use attention::{Queries, attend};
 use clock::{Clock, Stage};
 use kv_cache::{KvCache, NewKv};
-use linear::linear;
+use linear::{Batch, linear};
 use moe::MoeScratch;
 use rope::RopeTable;
 use router::{Choice, choose};
 
 /// Tokens that one task rotates.
 const ROPE_TOKENS: usize = 8;
+
+/// Tokens that one task brings into another form.
+const ROWS_PER_TASK: usize = 16;
 
 /// What one forward pass works with.
 pub(crate) struct Pass<'a> {
@@ -69,6 +74,7 @@ pub(crate) struct Scratch {
     delta: Vec<f32>,
     rope: RopeTable,
     moe: MoeScratch,
+    batch: Batch,
 }
 
 impl Pass<'_> {
@@ -95,8 +101,10 @@ impl Pass<'_> {
         }
         match want {
             Want::None => {}
-            Want::Last => self.head(&s.x[(n - 1) * self.h.hidden..], &mut s.norm, &mut s.acts, logits)?,
-            Want::All => self.head(&s.x, &mut s.norm, &mut s.acts, logits)?,
+            Want::Last => {
+                self.head(&s.x[(n - 1) * self.h.hidden..], &mut s.norm, &mut s.acts, &mut s.batch, logits)?
+            }
+            Want::All => self.head(&s.x, &mut s.norm, &mut s.acts, &mut s.batch, logits)?,
         }
         kv.advance(n);
         Ok(())
@@ -111,7 +119,9 @@ impl Pass<'_> {
         add(&mut s.x, &s.delta);
 
         self.norm(&s.x, &w.ffn_norm, &mut s.norm)?;
-        s.acts.set(self.kernels, &s.norm, h.hidden, self.experts_are_quantized(layer))?;
+        let parts = &self.cache.index().layers[layer];
+        let forms = Forms::of(&[parts.gate.dtype, parts.up.dtype]);
+        self.quantize(&s.norm, h.hidden, forms, &mut s.acts)?;
         s.delta.fill(0.0);
         self.clock.lap(Stage::Norm);
         moe::experts(self, layer, &s.choices, &s.acts, &mut s.moe, &mut s.delta)?;
@@ -123,9 +133,9 @@ impl Pass<'_> {
     /// still computes.
     fn route(&mut self, layer: usize, w: &LayerWeights, s: &mut Scratch) -> Result<()> {
         let h = self.h;
-        s.acts.set(self.kernels, &s.x, h.hidden, false)?;
+        self.quantize(&s.x, h.hidden, Forms::of(&[DType::F32]), &mut s.acts)?;
         s.router.resize(s.acts.tokens() * h.n_experts, 0.0);
-        linear(self.team, self.kernels, &[w.router.view()], &s.acts, &mut s.router)?;
+        linear(self.team, self.kernels, &[w.router.view()], &s.acts, &mut s.batch, &mut s.router)?;
         s.choices.clear();
         for logits in s.router.chunks_exact(h.n_experts) {
             s.choices.extend(choose(logits, h.top_k, h.gating, layer)?);
@@ -148,11 +158,18 @@ impl Pass<'_> {
         let stride = q_dim + 2 * kv_dim;
         let start = kv.len();
         self.norm(&s.x, &w.attn_norm, &mut s.norm)?;
-        let quantized = [&w.q, &w.k, &w.v].iter().any(|m| m.dtype.is_quantized());
-        s.acts.set(self.kernels, &s.norm, h.hidden, quantized)?;
+        let forms = Forms::of(&[w.q.dtype, w.k.dtype, w.v.dtype]);
+        self.quantize(&s.norm, h.hidden, forms, &mut s.acts)?;
         self.clock.lap(Stage::Norm);
         s.qkv.resize(n * stride, 0.0);
-        linear(self.team, self.kernels, &[w.q.view(), w.k.view(), w.v.view()], &s.acts, &mut s.qkv)?;
+        linear(
+            self.team,
+            self.kernels,
+            &[w.q.view(), w.k.view(), w.v.view()],
+            &s.acts,
+            &mut s.batch,
+            &mut s.qkv,
+        )?;
         if let Some(base) = h.attention[layer].rope_base {
             let rope = &s.rope;
             tiles(self.team, &mut s.qkv, stride, (ROPE_TOKENS, stride), &|tile| {
@@ -168,10 +185,10 @@ impl Pass<'_> {
         let out = &mut s.attention;
         attend(self.team, self.kernels, h, &queries, &kv.layers[layer], &mut s.partial, out)?;
         self.clock.lap(Stage::Attention);
-        s.acts.set(self.kernels, &s.attention, q_dim, w.o.dtype.is_quantized())?;
+        self.quantize(&s.attention, q_dim, Forms::of(&[w.o.dtype]), &mut s.acts)?;
         self.clock.lap(Stage::Norm);
         s.delta.resize(n * h.hidden, 0.0);
-        linear(self.team, self.kernels, &[w.o.view()], &s.acts, &mut s.delta)?;
+        linear(self.team, self.kernels, &[w.o.view()], &s.acts, &mut s.batch, &mut s.delta)?;
         self.clock.lap(Stage::AttentionOut);
         self.clock.bytes(Stage::Qkv, [&w.q, &w.k, &w.v].iter().map(|m| m.bytes()).sum());
         self.clock.bytes(Stage::AttentionOut, w.o.bytes());
@@ -180,17 +197,25 @@ impl Pass<'_> {
 
     /// RMSNorm of every row of `x`.
     fn norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) -> Result<()> {
+        let width = weight.len();
         out.resize(x.len(), 0.0);
-        let rows = x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len()));
-        for (x, out) in rows {
-            self.kernels.rms_norm(x, weight, self.h.rms_eps, out)?;
-        }
-        Ok(())
+        tiles(self.team, out, width, (ROWS_PER_TASK, width), &|tile| {
+            tile.rows().try_for_each(|t| {
+                let x = &x[t * width..(t + 1) * width];
+                self.kernels.rms_norm(x, weight, self.h.rms_eps, tile.row(t))
+            })
+        })
     }
 
-    fn experts_are_quantized(&self, layer: usize) -> bool {
-        let parts = &self.cache.index().layers[layer];
-        parts.gate.dtype.is_quantized() || parts.up.dtype.is_quantized()
+    /// Brings rows of `cols` values into the forms that products need.
+    pub(crate) fn quantize(&self, values: &[f32], cols: usize, forms: Forms, acts: &mut Acts) -> Result<()> {
+        acts.set_with(values, cols, forms, |groups, per_row| {
+            tiles(self.team, groups, per_row, (ROWS_PER_TASK, per_row), &|tile| {
+                tile.rows().try_for_each(|t| {
+                    self.kernels.quantize_acts(&values[t * cols..(t + 1) * cols], tile.row(t))
+                })
+            })
+        })
     }
 
     /// Checks token ids before anything is computed; `name` is the argument that holds them.

@@ -2,29 +2,32 @@
 
 use std::sync::Arc;
 
+use crate::Result;
 use crate::experts::ExpertSlot;
-use crate::forward::Pass;
 use crate::forward::clock::Stage;
-use crate::forward::linear::{columns_per_task, linear};
+use crate::forward::linear::{Batch, columns_per_task};
 use crate::forward::neurons::{NEURONS, Neurons};
 use crate::forward::router::Choice;
+use crate::forward::{Pass, moe_batch};
 use crate::kernels::Acts;
+use crate::kernels::gemm::ActTiles;
 use crate::kernels::neurons::NeuronBlock;
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
-use crate::tensor::dequantize;
 use crate::tensor::packed::{BLOCK, Layout, TILE};
 use crate::tiles::tiles;
-use crate::{Error, Result};
 
 /// Buffers of this stage, kept between calls.
 #[derive(Default)]
 pub(crate) struct MoeScratch {
     blocks: Vec<Neurons>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    down: Vec<f32>,
-    neurons: Acts,
-    gathered: Acts,
+    pub(super) gate: Vec<f32>,
+    pub(super) up: Vec<f32>,
+    pub(super) down: Vec<f32>,
+    pub(super) neurons: Acts,
+    pub(super) gathered: Acts,
+    pub(super) batch: Batch,
+    /// The neurons of one expert for all its tokens.
+    pub(super) tiles: ActTiles,
 }
 
 /// Adds the chosen experts' outputs to `y` (`[tokens][hidden]`, zero before). `choices` has `top_k` entries
@@ -42,7 +45,7 @@ pub(crate) fn experts(
     if xs.tokens() == 1 && parts.down_layout == DownLayout::ByOutput {
         one_token(pass, layer, parts, choices, xs, s, y)
     } else {
-        by_expert(pass, layer, parts, choices, xs, s, y)
+        moe_batch::by_expert(pass, layer, parts, choices, xs, s, y)
     }
 }
 
@@ -122,82 +125,6 @@ fn one_token(
     Ok(())
 }
 
-/// Prefill: each expert that the batch touches is read once and applied to all its tokens.
-fn by_expert(
-    pass: &mut Pass<'_>,
-    layer: usize,
-    parts: &LayerExperts,
-    choices: &[Choice],
-    xs: &Acts,
-    s: &mut MoeScratch,
-    y: &mut [f32],
-) -> Result<()> {
-    let (team, kernels) = (pass.team, pass.kernels);
-    let top_k = choices.len() / xs.tokens().max(1);
-    let mut users: Vec<Vec<(usize, f32)>> = vec![Vec::new(); pass.cache.index().n_experts];
-    for (i, c) in choices.iter().enumerate() {
-        users[c.expert].push((i / top_k.max(1), c.weight));
-    }
-    for (expert, users) in users.iter().enumerate().filter(|(_, u)| !u.is_empty()) {
-        let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
-        s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;
-        let (ffn, n) = (parts.gate.rows, users.len());
-        s.gate.resize(n * ffn, 0.0);
-        s.up.resize(n * ffn, 0.0);
-        linear(team, kernels, &[slot.matrix(&parts.gate)], &s.gathered, &mut s.gate)?;
-        linear(team, kernels, &[slot.matrix(&parts.up)], &s.gathered, &mut s.up)?;
-        kernels.relu_mul(&mut s.gate, &s.up)?;
-        match parts.down_layout {
-            DownLayout::ByOutput => {
-                let hidden = parts.down.rows;
-                s.neurons.set(kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
-                s.down.resize(n * hidden, 0.0);
-                linear(team, kernels, &[slot.matrix(&parts.down)], &s.neurons, &mut s.down)?;
-                for ((t, w), out) in users.iter().zip(s.down.chunks_exact(hidden)) {
-                    add_scaled(&mut y[t * hidden..(t + 1) * hidden], *w, out);
-                }
-            }
-            DownLayout::ByNeuron => down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?,
-        }
-        pass.clock.bytes(Stage::GateUp, parts.expert_bytes());
-    }
-    Ok(())
-}
-
-fn add_scaled(y: &mut [f32], w: f32, x: &[f32]) {
+pub(super) fn add_scaled(y: &mut [f32], w: f32, x: &[f32]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y += w * x);
-}
-
-/// Down from rows by neuron: each active neuron adds its row, times its value. Columns are split at whole
-/// blocks, so a task dequantizes only what it adds.
-fn down_by_neuron(
-    pass: &Pass<'_>,
-    slot: &ExpertSlot,
-    m: &ExpertMatrix,
-    users: &[(usize, f32)],
-    neurons: &[f32],
-    y: &mut [f32],
-) -> Result<()> {
-    let (kernels, hidden, weights) = (pass.kernels, m.cols, slot.matrix(m));
-    let block = m.dtype.block_len().max(64);
-    let cols = hidden.div_ceil(pass.team.threads()).next_multiple_of(block);
-    let tokens = y.len() / hidden;
-    tiles(pass.team, y, hidden, (tokens, cols), &|tile| {
-        let cols = tile.cols();
-        let bytes_at = |c: usize| m.dtype.row_bytes(c);
-        let (Some(from), Some(to)) = (bytes_at(cols.start), bytes_at(cols.end)) else {
-            return Err(Error::Internal { message: format!("columns {cols:?} split a block") });
-        };
-        let mut row = vec![0.0f32; cols.len()];
-        let mut sum = vec![0.0f32; cols.len()];
-        for ((t, w), neurons) in users.iter().zip(neurons.chunks_exact(m.rows)) {
-            sum.fill(0.0);
-            for (n, &value) in neurons.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                dequantize(m.dtype, &weights.file_rows(n, n + 1)[from..to], &mut row)?;
-                kernels.axpy_f32(&mut sum, value, &row)?;
-            }
-            add_scaled(tile.row(*t), *w, &sum);
-        }
-        Ok(())
-    })
 }

@@ -63,7 +63,7 @@ impl Neurons {
         }
         let mut group = [ActGroup::ZERO];
         kernels.quantize_acts(&self.values, &mut group)?;
-        let row = ActRow { values: &self.values, groups: &group, lanes: &[] };
+        let row = ActRow { cols: NEURONS, values: &self.values, groups: &group, lanes: &[] };
         self.packed = row.block(0).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
         self.up_rows = n;
         Ok(())

@@ -4,10 +4,11 @@
 use super::Kernels;
 use super::lanes::LaneGroup;
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 /// Vectors up to which a batch is multiplied one vector at a time: then it has the groups in the order of
 /// [`Layout::Lanes`](crate::tensor::packed::Layout::Lanes) too.
-const LANE_TOKENS: usize = 400000;
+pub(crate) const LANE_TOKENS: usize = 4;
 
 /// Elements of one activation group, the unit in which the quantized kernels walk a row.
 pub(crate) const GROUP: usize = 256;
@@ -45,9 +46,27 @@ pub struct Acts {
 /// One vector of an [`Acts`].
 #[derive(Debug, Clone, Copy)]
 pub struct ActRow<'a> {
+    pub(crate) cols: usize,
     pub(crate) values: &'a [f32],
     pub(crate) groups: &'a [ActGroup],
     pub(crate) lanes: &'a [LaneGroup],
+}
+
+/// The forms in which products need their vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Forms {
+    /// In `f32`, for float weights.
+    float: bool,
+    /// As 8-bit blocks, for quantized weights.
+    quantized: bool,
+}
+
+impl Forms {
+    /// What weights of these types need.
+    pub(crate) fn of(dtypes: &[DType]) -> Forms {
+        let quantized = dtypes.iter().any(|d| d.is_quantized());
+        Forms { float: !dtypes.iter().all(|d| d.is_quantized()), quantized }
+    }
 }
 
 /// 32 quantized activations of a row.
@@ -81,25 +100,53 @@ impl Acts {
                 message: format!("activations: {} values are not rows of {cols}", values.len()),
             });
         }
+        let forms = Forms { float: true, quantized };
+        self.prepare(values, cols, forms);
+        if self.groups_per_row > 0 {
+            let rows = values.chunks_exact(cols).zip(self.groups.chunks_exact_mut(self.groups_per_row));
+            for (row, groups) in rows {
+                kernels.quantize_acts(row, groups)?;
+            }
+            self.set_lanes();
+        }
+        Ok(())
+    }
+
+    /// As [`set`](Self::set), in only the forms that are needed, and without the 8-bit blocks' contents: `fill` gets
+    /// the place for them, with the number of groups per row, if they are needed.
+    pub(crate) fn set_with(
+        &mut self,
+        values: &[f32],
+        cols: usize,
+        forms: Forms,
+        fill: impl FnOnce(&mut [ActGroup], usize) -> Result<()>,
+    ) -> Result<()> {
+        self.prepare(values, cols, forms);
+        if self.groups_per_row > 0 {
+            fill(&mut self.groups, self.groups_per_row)?;
+            self.set_lanes();
+        }
+        Ok(())
+    }
+
+    /// Makes room. No clear of the groups: `quantize_acts` rewrites every group that it covers, padding included.
+    fn prepare(&mut self, values: &[f32], cols: usize, forms: Forms) {
         self.tokens = values.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
         self.values.clear();
-        self.values.extend_from_slice(values);
-        self.groups_per_row = 0;
         self.lanes.clear();
-        if quantized && cols > 0 && cols.is_multiple_of(32) {
-            let per_row = cols.div_ceil(GROUP);
-            // No clear: `quantize_acts` rewrites every group that it covers, padding included.
-            self.groups.resize(self.tokens * per_row, ActGroup::ZERO);
-            for (row, groups) in values.chunks_exact(cols).zip(self.groups.chunks_exact_mut(per_row)) {
-                kernels.quantize_acts(row, groups)?;
-            }
-            self.groups_per_row = per_row;
-            if self.tokens <= LANE_TOKENS {
-                self.lanes.extend(self.groups.iter().map(LaneGroup::new));
-            }
+        let quantized = forms.quantized && cols > 0 && cols.is_multiple_of(32);
+        if forms.float || !quantized {
+            self.values.extend_from_slice(values);
         }
-        Ok(())
+        self.groups_per_row = if quantized { cols.div_ceil(GROUP) } else { 0 };
+        self.groups.resize(self.tokens * self.groups_per_row, ActGroup::ZERO);
+    }
+
+    fn set_lanes(&mut self) {
+        if self.tokens <= LANE_TOKENS {
+            self.lanes.extend(self.groups.iter().map(LaneGroup::new));
+        }
     }
 
     /// Takes over some vectors of `from`, in the order of `tokens`, without quantizing again.
@@ -120,7 +167,6 @@ impl Acts {
             let row = from.row(token);
             self.values.extend_from_slice(row.values);
             self.groups.extend_from_slice(row.groups);
-            self.lanes.extend_from_slice(row.lanes);
             self.tokens += 1;
         }
         Ok(())
@@ -155,12 +201,17 @@ impl Acts {
         let values = part(self.cols).and_then(|range| self.values.get(range));
         let groups = part(self.groups_per_row).and_then(|range| self.groups.get(range));
         let lanes = part(self.groups_per_row).and_then(|range| self.lanes.get(range));
-        ActRow { values: values.unwrap_or(&[]), groups: groups.unwrap_or(&[]), lanes: lanes.unwrap_or(&[]) }
+        ActRow {
+            cols: self.cols,
+            values: values.unwrap_or(&[]),
+            groups: groups.unwrap_or(&[]),
+            lanes: lanes.unwrap_or(&[]),
+        }
     }
 }
 
 impl<'a> ActRow<'a> {
-    pub(crate) const EMPTY: ActRow<'static> = ActRow { values: &[], groups: &[], lanes: &[] };
+    pub(crate) const EMPTY: ActRow<'static> = ActRow { cols: 0, values: &[], groups: &[], lanes: &[] };
 
     /// The vector in `f32`.
     pub fn values(&self) -> &'a [f32] {
@@ -169,7 +220,7 @@ impl<'a> ActRow<'a> {
 
     /// Number of 8-bit blocks of 32 elements; 0 if the row has no 8-bit side.
     pub fn block_count(&self) -> usize {
-        if self.groups.is_empty() { 0 } else { self.values.len() / 32 }
+        if self.groups.is_empty() { 0 } else { self.cols / 32 }
     }
 
     /// 8-bit block number `i`, if the row has it.

@@ -10,8 +10,8 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod gemm;
 pub(crate) mod lanes;
-mod gemm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod neurons;
@@ -22,6 +22,7 @@ pub(in crate::kernels) mod tests;
 use std::fmt;
 use std::ops::Range;
 
+pub(crate) use acts::Forms;
 pub use acts::{ActBlock, ActGroup, ActRow, Acts};
 #[doc(hidden)] // for the engine and its benchmarks
 pub use gemm::{ActTiles, GemmScratch, Layout, PanelSource};
@@ -300,11 +301,11 @@ fn check_rows(what: &'static str, dtype: DType, rows: &[u8], n_rows: usize, cols
 
 /// That `x` has `cols` elements, in the form that `dtype` needs.
 fn check_row(what: &'static str, dtype: DType, cols: usize, x: &ActRow<'_>) -> Result<()> {
-    if x.values.len() != cols {
-        return Err(misuse(
-            what,
-            format_args!("activations of {} elements for {cols} columns", x.values.len()),
-        ));
+    if x.cols != cols {
+        return Err(misuse(what, format_args!("activations of {} elements for {cols} columns", x.cols)));
+    }
+    if !dtype.is_quantized() && x.values.len() != cols {
+        return Err(misuse(what, format_args!("{dtype} weights need activations in f32")));
     }
     if dtype.is_quantized() && x.groups.len() != cols.div_ceil(acts::GROUP) {
         return Err(misuse(what, format_args!("{dtype} weights need quantized activations")));

@@ -26,6 +26,7 @@ use std::ops::Range;
 
 pub use panel::{Layout, PanelSource};
 pub use tiles::ActTiles;
+pub(crate) use tiles::{TokenBlock, block_places, fill_place};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::{amx::AMX, amx::available as amx_available, avx2::AVX2, avx512::AVX512};
@@ -34,7 +35,6 @@ pub(super) use scalar::SCALAR;
 use super::{Kernels, misuse};
 use crate::error::Result;
 use panel::PanelBlock;
-use tiles::TokenBlock;
 
 /// Weight rows of a panel and vectors of a full tile.
 const LANES: usize = 16;

@@ -1,14 +1,16 @@
 //! Activations arranged for the product with panels.
 
+use std::ops::Range;
+
 use super::{LANES, misuse, residue_starts};
 use crate::error::Result;
-use crate::kernels::Acts;
+use crate::kernels::{ActBlock, ActRow, Acts};
 use crate::tensor::block::SUB;
 
 /// A block of 32 columns of up to sixteen vectors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
-pub(super) struct TokenBlock {
+pub(crate) struct TokenBlock {
     pub(super) q: [[i8; SUB]; LANES],
     pub(super) scale: [f32; LANES],
     /// What the zero point 8 of unsigned codes adds to a sum, negated: -8 · Σ q.
@@ -19,6 +21,15 @@ const _: () = assert!(size_of::<TokenBlock>() == 640);
 
 impl TokenBlock {
     const ZERO: TokenBlock = TokenBlock { q: [[0; SUB]; LANES], scale: [0.0; LANES], offset: [0; LANES] };
+
+    /// Takes over a block of the vector in place `place`.
+    #[inline]
+    pub(crate) fn put(&mut self, place: usize, block: &ActBlock<'_>) {
+        let place = place % LANES;
+        self.q[place] = *block.q;
+        self.scale[place] = block.scale;
+        self.offset[place] = -8 * (i32::from(block.sums[0]) + i32::from(block.sums[1]));
+    }
 }
 
 /// The 8-bit side of some vectors, in tiles of up to sixteen, with a reusable buffer that only grows.
@@ -54,52 +65,45 @@ impl ActTiles {
     ///
     /// Errors: [`Error::Internal`](crate::Error::Internal) if `from` has no 8-bit side or not all of the
     /// vectors.
-    pub fn set(&mut self, from: &Acts, tokens: impl ExactSizeIterator<Item = usize>) -> Result<()> {
-        // No tiles until all of them are there.
-        (self.tokens, self.tiles, self.cols) = (0, 0, from.cols());
-        let (count, blocks) = (tokens.len(), self.cols / SUB);
-        if count == 0 {
-            return Ok(());
-        }
-        if !from.is_quantized() {
-            return Err(misuse("gemm", "activations are not quantized"));
-        }
-        let tiles = count.div_ceil(LANES);
-        self.per_tile = count.div_ceil(tiles);
-        self.full = count - tiles * (self.per_tile - 1);
-        if self.blocks.len() < tiles * blocks {
-            self.blocks.resize(tiles * blocks, TokenBlock::ZERO);
-        }
-        let starts = residue_starts(blocks);
-        let (mut tile, mut place, mut done) = (0, 0, 0);
-        for token in tokens {
-            let row = from.row(token);
-            if place == self.size(tile) {
-                (tile, place) = (tile + 1, 0);
+    pub fn set(&mut self, from: &Acts, mut tokens: impl ExactSizeIterator<Item = usize>) -> Result<()> {
+        let width = self.prepare(tokens.len(), from.cols());
+        let mut filled = Ok(());
+        for (range, out) in self.ranges().into_iter().zip(self.blocks.chunks_mut(width.max(1))) {
+            for place in 0..range.len() {
+                let row = tokens.next().map_or(ActRow::EMPTY, |token| from.row(token));
+                filled = filled.and(fill_place(out, place, row));
             }
-            let out = self.blocks.get_mut(tile * blocks..(tile + 1) * blocks);
-            let (Some(out), false) = (out, row.groups.is_empty()) else {
-                return Err(misuse("gemm", format_args!("token {token} of {}", from.tokens())));
-            };
-            for (g, group) in row.groups.iter().enumerate() {
-                let (q, sums) = (group.q.as_chunks::<SUB>().0, group.sums.as_chunks::<2>().0);
-                for (i, ((q, sums), scale)) in q.iter().zip(sums).zip(group.scale).enumerate() {
-                    if 8 * g + i >= blocks {
-                        break;
-                    }
-                    let Some(out) = out.get_mut(starts[i] + g) else { continue };
-                    out.q[place] = *q;
-                    out.scale[place] = scale;
-                    out.offset[place] = -8 * (i32::from(sums[0]) + i32::from(sums[1]));
-                }
-            }
-            (place, done) = (place + 1, done + 1);
         }
-        if done != count {
-            return Err(misuse("gemm", format_args!("{done} tokens of {count}")));
+        if filled.is_err() {
+            self.prepare(0, self.cols);
         }
-        (self.tokens, self.tiles) = (count, tiles);
-        Ok(())
+        filled
+    }
+
+    /// Makes room for `tokens` vectors and returns the blocks of each tile. Every place of every tile must be filled
+    /// then.
+    pub(crate) fn prepare(&mut self, tokens: usize, cols: usize) -> usize {
+        let (tiles, blocks) = (tokens.div_ceil(LANES), cols / SUB);
+        (self.tokens, self.cols, self.tiles) = (tokens, cols, tiles);
+        self.per_tile = tokens.div_ceil(tiles.max(1));
+        self.full = tokens - tiles * self.per_tile.saturating_sub(1);
+        self.blocks.resize(tiles * blocks, TokenBlock::ZERO);
+        blocks
+    }
+
+    /// The blocks, tile by tile.
+    pub(crate) fn blocks_mut(&mut self) -> &mut [TokenBlock] {
+        &mut self.blocks
+    }
+
+    /// The vectors of each tile.
+    pub(crate) fn ranges(&self) -> Vec<Range<usize>> {
+        (0..self.tiles).map(|tile| self.range(tile)).collect()
+    }
+
+    fn range(&self, tile: usize) -> Range<usize> {
+        let first = tile * self.per_tile - tile.saturating_sub(self.full);
+        first..first + self.size(tile)
     }
 
     /// Number of vectors.
@@ -131,4 +135,24 @@ impl ActTiles {
         let blocks = self.blocks.get(first * blocks..end * blocks).unwrap_or(&[]);
         Run { blocks, per_tile: self.size(first).max(1), first_token }
     }
+}
+
+/// Puts the 8-bit side of a vector into place `place` of a tile's blocks.
+pub(crate) fn fill_place(out: &mut [TokenBlock], place: usize, row: ActRow<'_>) -> Result<()> {
+    if out.len() != row.block_count() {
+        return Err(misuse("gemm", format_args!("{} 8-bit blocks for {}", row.block_count(), out.len())));
+    }
+    let starts = residue_starts(out.len());
+    for b in 0..out.len() {
+        if let (Some(out), Some(block)) = (out.get_mut(starts[b % 8] + b / 8), row.block(b)) {
+            out.put(place, &block);
+        }
+    }
+    Ok(())
+}
+
+/// Where in a tile the blocks are, by block number: the order of panels.
+pub(crate) fn block_places(blocks: usize) -> Vec<usize> {
+    let starts = residue_starts(blocks);
+    (0..blocks).map(|b| starts[b % 8] + b / 8).collect()
 }

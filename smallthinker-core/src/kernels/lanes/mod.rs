@@ -128,11 +128,11 @@ impl Kernels {
             }
             PickedRows::List(list) => list.iter().max().map_or(0, |&last| last as usize + 1),
         };
-        if end > matrix.rows || x.values.len() != matrix.cols || x.lanes.len() != matrix.groups {
+        if end > matrix.rows || x.cols != matrix.cols || x.lanes.len() != matrix.groups {
             let detail = format_args!(
                 "row {end} of {}, vector of {} ({} groups) for {} columns",
                 matrix.rows,
-                x.values.len(),
+                x.cols,
                 x.lanes.len(),
                 matrix.cols
             );

@@ -1,0 +1,167 @@
+//! The experts of one layer for many tokens: each expert that the batch touches is read once and applied to all its
+//! tokens.
+
+use std::sync::Mutex;
+
+use crate::experts::ExpertSlot;
+use crate::forward::Pass;
+use crate::forward::clock::Stage;
+use crate::forward::linear::{Batch, TaskBuffers, arrange, gemm, linear};
+use crate::forward::moe::{MoeScratch, add_scaled};
+use crate::forward::neurons::NEURONS;
+use crate::forward::router::Choice;
+use crate::kernels::gemm::{ActTiles, block_places};
+use crate::kernels::{ActGroup, ActRow, Acts, Forms, Kernels};
+use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
+use crate::pool::Team;
+use crate::tensor::dequantize;
+use crate::tensor::matrix::Matrix;
+use crate::tensor::packed::{Layout, TILE};
+use crate::tiles::tiles;
+use crate::{Error, Result};
+
+/// A token that chose an expert, and the weight of the choice.
+type User = (usize, f32);
+
+/// Adds the experts' outputs to `y`; see [`experts`](super::moe::experts).
+pub(super) fn by_expert(
+    pass: &mut Pass<'_>,
+    layer: usize,
+    parts: &LayerExperts,
+    choices: &[Choice],
+    xs: &Acts,
+    s: &mut MoeScratch,
+    y: &mut [f32],
+) -> Result<()> {
+    let (team, kernels) = (pass.team, pass.kernels);
+    let top_k = choices.len() / xs.tokens().max(1);
+    let mut users: Vec<Vec<User>> = vec![Vec::new(); pass.cache.index().n_experts];
+    for (i, c) in choices.iter().enumerate() {
+        users[c.expert].push((i / top_k.max(1), c.weight));
+    }
+    for (expert, users) in users.iter().enumerate().filter(|(_, u)| !u.is_empty()) {
+        let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
+        pass.clock.lap(Stage::Wait);
+        let [gate, up, down] = parts.matrices().map(|m| slot.matrix(m));
+        if parts.matrices().iter().all(|m| m.layout != Layout::Rows) {
+            let (rows, spare) = s.batch.parts();
+            arrange(team, xs, users.len(), &|i| users[i].0, rows)?;
+            packed_neurons(team, kernels, [&gate, &up], rows, spare, &mut s.tiles)?;
+            pass.clock.lap(Stage::GateUp);
+            packed_down(team, kernels, &down, &s.tiles, spare, users, y)?;
+        } else {
+            s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;
+            let (ffn, n) = (gate.rows, users.len());
+            s.gate.resize(n * ffn, 0.0);
+            s.up.resize(n * ffn, 0.0);
+            linear(team, kernels, &[gate], &s.gathered, &mut s.batch, &mut s.gate)?;
+            linear(team, kernels, &[up], &s.gathered, &mut s.batch, &mut s.up)?;
+            kernels.relu_mul(&mut s.gate, &s.up)?;
+            pass.clock.lap(Stage::GateUp);
+            if parts.down_layout == DownLayout::ByNeuron {
+                down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?;
+            } else {
+                pass.quantize(&s.gate, ffn, Forms::of(&[down.dtype]), &mut s.neurons)?;
+                s.down.resize(n * down.rows, 0.0);
+                linear(team, kernels, &[down], &s.neurons, &mut s.batch, &mut s.down)?;
+                for ((t, w), out) in users.iter().zip(s.down.chunks_exact(down.rows)) {
+                    add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out);
+                }
+            }
+        }
+        pass.clock.lap(Stage::Down);
+        pass.clock.bytes(Stage::GateUp, (parts.gate.slot_bytes + parts.up.slot_bytes) as u64);
+        pass.clock.bytes(Stage::Down, parts.down.slot_bytes as u64);
+    }
+    Ok(())
+}
+
+/// `relu(gate x) ⊙ (up x)` of all vectors, quantized, 32 neurons per task.
+fn packed_neurons(
+    team: &Team<'_>,
+    kernels: &Kernels,
+    [gate, up]: [&Matrix<'_>; 2],
+    xs: &ActTiles,
+    spare: &Mutex<Vec<TaskBuffers>>,
+    out: &mut ActTiles,
+) -> Result<()> {
+    let blocks = out.prepare(xs.tokens(), gate.rows);
+    let ranges = out.ranges();
+    let mut block_at = vec![0; blocks];
+    block_places(blocks).into_iter().enumerate().for_each(|(block, place)| block_at[place] = block);
+    tiles(team, out.blocks_mut(), blocks, (ranges.len(), 1), &|tile| {
+        let block = block_at[tile.cols().start];
+        let rows = NEURONS * block..NEURONS * (block + 1);
+        Batch::with(spare, |buffers| {
+            let TaskBuffers { gemm: scratch, out: [gates, ups] } = buffers;
+            let mut gates = gemm(kernels, gate, rows.clone(), xs, scratch, gates)?;
+            let mut ups = gemm(kernels, up, rows.clone(), xs, scratch, ups)?;
+            for (t, range) in ranges.iter().enumerate() {
+                for ((place, gates), ups) in (0..range.len()).zip(&mut gates).zip(&mut ups) {
+                    let mut values = [0.0f32; NEURONS];
+                    values.copy_from_slice(gates);
+                    kernels.relu_mul(&mut values, ups)?;
+                    let mut group = [ActGroup::ZERO];
+                    kernels.quantize_acts(&values, &mut group)?;
+                    let row = ActRow { cols: NEURONS, values: &values, groups: &group, lanes: &[] };
+                    row.block(0).iter().for_each(|block| tile.row(t)[0].put(place, block));
+                }
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Adds the down projections, times the choices' weights, to the rows of `y` that chose the expert.
+fn packed_down(
+    team: &Team<'_>,
+    kernels: &Kernels,
+    down: &Matrix<'_>,
+    neurons: &ActTiles,
+    spare: &Mutex<Vec<TaskBuffers>>,
+    users: &[User],
+    y: &mut [f32],
+) -> Result<()> {
+    let tokens = y.len() / down.rows.max(1);
+    tiles(team, y, down.rows, (tokens, TILE), &|tile| {
+        Batch::with(spare, |buffers| {
+            let out = gemm(kernels, down, tile.cols(), neurons, &mut buffers.gemm, &mut buffers.out[0])?;
+            users.iter().zip(out).for_each(|((t, w), out)| add_scaled(tile.row(*t), *w, out));
+            Ok(())
+        })
+    })
+}
+
+/// Down from rows by neuron: each active neuron adds its row, times its value. Columns are split at whole
+/// blocks, so a task dequantizes only what it adds.
+fn down_by_neuron(
+    pass: &Pass<'_>,
+    slot: &ExpertSlot,
+    m: &ExpertMatrix,
+    users: &[User],
+    neurons: &[f32],
+    y: &mut [f32],
+) -> Result<()> {
+    let (kernels, hidden, weights) = (pass.kernels, m.cols, slot.matrix(m));
+    let block = m.dtype.block_len().max(64);
+    let cols = hidden.div_ceil(pass.team.threads()).next_multiple_of(block);
+    let tokens = y.len() / hidden;
+    tiles(pass.team, y, hidden, (tokens, cols), &|tile| {
+        let cols = tile.cols();
+        let bytes_at = |c: usize| m.dtype.row_bytes(c);
+        let (Some(from), Some(to)) = (bytes_at(cols.start), bytes_at(cols.end)) else {
+            return Err(Error::Internal { message: format!("columns {cols:?} split a block") });
+        };
+        let mut row = vec![0.0f32; cols.len()];
+        let mut sum = vec![0.0f32; cols.len()];
+        for ((t, w), neurons) in users.iter().zip(neurons.chunks_exact(m.rows)) {
+            sum.fill(0.0);
+            for (n, &value) in neurons.iter().enumerate().filter(|(_, v)| **v != 0.0) {
+                dequantize(m.dtype, &weights.file_rows(n, n + 1)[from..to], &mut row)?;
+                kernels.axpy_f32(&mut sum, value, &row)?;
+            }
+            add_scaled(tile.row(*t), *w, &sum);
+        }
+        Ok(())
+    })
+}
