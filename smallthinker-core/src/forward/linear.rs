@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::Result;
 use crate::kernels::gemm::{self, ActTiles, GemmScratch, PanelSource, fill_place};
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
-use crate::kernels::{Acts, Kernels};
+use crate::kernels::{ActGroup, Acts, Kernels};
 use crate::pool::Team;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::Layout;
@@ -43,6 +43,7 @@ pub(crate) struct Batch {
 pub(crate) struct TaskBuffers {
     pub(crate) gemm: GemmScratch,
     pub(crate) out: [Vec<f32>; 2],
+    pub(crate) groups: Vec<ActGroup>,
 }
 
 impl Batch {
@@ -115,9 +116,12 @@ pub(crate) fn linear(
                 single_products(kernels, m, rows, xs, tile, at)?;
             } else {
                 Batch::with(spare, |buffers| {
-                    let out =
-                        gemm(kernels, m, rows.clone(), act_tiles, &mut buffers.gemm, &mut buffers.out[0])?;
-                    for (t, values) in tile.rows().zip(out) {
+                    // Panels start at multiples of their size.
+                    let whole = rows.start / PANEL * PANEL..rows.end.next_multiple_of(PANEL).min(m.rows);
+                    let out = &mut buffers.out[0];
+                    gemm(kernels, m, whole.clone(), act_tiles, &mut buffers.gemm, out)?;
+                    for (t, values) in tile.rows().zip(out.chunks_exact(whole.len())) {
+                        let values = &values[rows.start - whole.start..rows.end - whole.start];
                         tile.row(t)[at..at + values.len()].copy_from_slice(values);
                     }
                     Ok::<(), crate::Error>(())
@@ -129,24 +133,22 @@ pub(crate) fn linear(
     })
 }
 
-/// Rows `rows` of a packed matrix times all vectors; yields each vector's products in turn.
-pub(crate) fn gemm<'o>(
+/// Rows `rows` of a packed matrix, whole panels, times all vectors: `out` starts with `[vectors][rows]`.
+pub(crate) fn gemm(
     kernels: &Kernels,
     m: &Matrix<'_>,
     rows: Range<usize>,
     xs: &ActTiles,
     scratch: &mut GemmScratch,
-    out: &'o mut Vec<f32>,
-) -> Result<impl Iterator<Item = &'o [f32]> + use<'o>> {
+    out: &mut Vec<f32>,
+) -> Result<()> {
     let layout = if m.layout == Layout::Neurons { gemm::Layout::DownTiles } else { gemm::Layout::Lanes };
     let source = PanelSource { layout, data: m.data, rows: m.rows, cols: m.cols };
-    // Panels start at multiples of their size.
-    let whole = rows.start / PANEL * PANEL..rows.end.next_multiple_of(PANEL).min(m.rows);
-    let width = whole.len();
-    out.resize(xs.tokens() * width, 0.0);
-    kernels.gemm(&source, whole.clone(), xs, scratch, out, width)?;
-    let part = rows.start - whole.start..rows.end - whole.start;
-    Ok(out.chunks_exact(width.max(1)).map(move |values| &values[part.clone()]))
+    let width = rows.len();
+    if out.len() < xs.tokens() * width {
+        out.resize(xs.tokens() * width, 0.0);
+    }
+    kernels.gemm(&source, rows, xs, scratch, out, width)
 }
 
 /// The products of rows `rows` of a matrix in lanes with few vectors, into the tile's columns from `at` on.

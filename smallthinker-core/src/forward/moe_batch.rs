@@ -11,7 +11,7 @@ use crate::forward::moe::{MoeScratch, add_scaled};
 use crate::forward::neurons::NEURONS;
 use crate::forward::router::Choice;
 use crate::kernels::gemm::{ActTiles, block_places};
-use crate::kernels::{ActGroup, ActRow, Acts, Forms, Kernels};
+use crate::kernels::{ActGroup, ActRow, Acts, Forms, GROUP, Kernels};
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
 use crate::pool::Team;
 use crate::tensor::dequantize;
@@ -93,18 +93,19 @@ fn packed_neurons(
         let block = block_at[tile.cols().start];
         let rows = NEURONS * block..NEURONS * (block + 1);
         Batch::with(spare, |buffers| {
-            let TaskBuffers { gemm: scratch, out: [gates, ups] } = buffers;
-            let mut gates = gemm(kernels, gate, rows.clone(), xs, scratch, gates)?;
-            let mut ups = gemm(kernels, up, rows.clone(), xs, scratch, ups)?;
+            let TaskBuffers { gemm: scratch, out: [gates, ups], groups } = buffers;
+            gemm(kernels, gate, rows.clone(), xs, scratch, gates)?;
+            gemm(kernels, up, rows, xs, scratch, ups)?;
+            let n = xs.tokens() * NEURONS;
+            let (gates, ups) = (&mut gates[..n], &ups[..n]);
+            kernels.relu_mul(gates, ups)?;
+            // A block of each of eight vectors makes a group.
+            groups.resize(n.div_ceil(GROUP), ActGroup::ZERO);
+            kernels.quantize_acts(gates, groups)?;
+            let all = ActRow { cols: n, values: gates, groups, lanes: &[] };
             for (t, range) in ranges.iter().enumerate() {
-                for ((place, gates), ups) in (0..range.len()).zip(&mut gates).zip(&mut ups) {
-                    let mut values = [0.0f32; NEURONS];
-                    values.copy_from_slice(gates);
-                    kernels.relu_mul(&mut values, ups)?;
-                    let mut group = [ActGroup::ZERO];
-                    kernels.quantize_acts(&values, &mut group)?;
-                    let row = ActRow { cols: NEURONS, values: &values, groups: &group, lanes: &[] };
-                    row.block(0).iter().for_each(|block| tile.row(t)[0].put(place, block));
+                for (place, token) in range.clone().enumerate() {
+                    all.block(token).iter().for_each(|block| tile.row(t)[0].put(place, block));
                 }
             }
             Ok(())
@@ -125,7 +126,9 @@ fn packed_down(
     let tokens = y.len() / down.rows.max(1);
     tiles(team, y, down.rows, (tokens, TILE), &|tile| {
         Batch::with(spare, |buffers| {
-            let out = gemm(kernels, down, tile.cols(), neurons, &mut buffers.gemm, &mut buffers.out[0])?;
+            let out = &mut buffers.out[0];
+            gemm(kernels, down, tile.cols(), neurons, &mut buffers.gemm, out)?;
+            let out = out.chunks_exact(tile.cols().len().max(1));
             users.iter().zip(out).for_each(|((t, w), out)| add_scaled(tile.row(*t), *w, out));
             Ok(())
         })

@@ -22,8 +22,8 @@ pub(in crate::kernels) mod tests;
 use std::fmt;
 use std::ops::Range;
 
-pub(crate) use acts::Forms;
 pub use acts::{ActBlock, ActGroup, ActRow, Acts};
+pub(crate) use acts::{Forms, GROUP};
 #[doc(hidden)] // for the engine and its benchmarks
 pub use gemm::{ActTiles, GemmScratch, Layout, PanelSource};
 
