@@ -18,7 +18,8 @@ pub(super) struct TokenBlock {
 const _: () = assert!(size_of::<TokenBlock>() == 640);
 
 impl TokenBlock {
-    const ZERO: TokenBlock = TokenBlock { q: [[0; SUB]; LANES], scale: [0.0; LANES], offset: [0; LANES] };
+    pub(super) const ZERO: TokenBlock =
+        TokenBlock { q: [[0; SUB]; LANES], scale: [0.0; LANES], offset: [0; LANES] };
 }
 
 /// The 8-bit side of some vectors, in tiles of up to sixteen, with a reusable buffer that only grows.
