@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::panel::{self, PanelBlock, PanelSource};
 use super::tiles::TokenBlock;
 use super::{Gemm, LANES, Product, residue_counts, residue_starts};
+use crate::tensor::block::SUB;
 
 pub(in crate::kernels) const AVX512: Gemm =
     Gemm { unpack_lanes: unpack_lanes::<0>, unpack_down: unpack_down::<0>, multiply };
@@ -57,8 +58,12 @@ fn quarters(x: [&[u8; 16]; 4]) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn nibbles<const BIAS: u8>(x: __m512i) -> [__m512i; 2] {
     let mask = _mm512_set1_epi8(15);
-    let both = [_mm512_and_si512(x, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(x), mask)];
-    if BIAS == 0 { both } else { both.map(|x| _mm512_sub_epi8(x, _mm512_set1_epi8(BIAS as i8))) }
+    let [low, high] = [_mm512_and_si512(x, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(x), mask)];
+    if BIAS == 0 {
+        return [low, high];
+    }
+    let bias = _mm512_set1_epi8(BIAS as i8);
+    [_mm512_sub_epi8(low, bias), _mm512_sub_epi8(high, bias)]
 }
 
 /// Stores codes `k` (from the low) and `4 + k` (from the high halves) of a block.
@@ -70,6 +75,9 @@ fn put<const BIAS: u8>(codes: &mut [[u8; 64]; 8], low: usize, high: usize, x: __
     store(&mut codes[high], h);
 }
 
+/// Code bytes of a group of eight blocks: entry `2 k + h` has codes `k` and `4 + k` of blocks `4 h ..`.
+type Codes = [[u8; 16]; 8];
+
 /// As [`panel::unpack_lanes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) fn unpack_lanes<const BIAS: u8>(w: &PanelSource<'_>, row: usize, panel: &mut [PanelBlock]) {
@@ -78,49 +86,70 @@ pub(super) fn unpack_lanes<const BIAS: u8>(w: &PanelSource<'_>, row: usize, pane
     }
     let blocks = w.blocks();
     let starts = residue_starts(blocks);
-    let rows: [_; LANES] = std::array::from_fn(|r| w.lanes_row(row + r));
+    let mut rows: [(&[[u8; 128]], &[[u8; 16]]); LANES] = [(&[], &[]); LANES];
+    for (r, place) in rows.iter_mut().enumerate() {
+        *place = w.lanes_row(row + r);
+    }
     for g in 0..w.groups() {
-        let present = 8.min(blocks - 8 * g);
-        let mut codes: [&[[u8; 16]]; LANES] = [&[]; LANES];
+        let mut codes: [&Codes; LANES] = [&[[0; 16]; 8]; LANES];
         let mut scales: [&[u8; 16]; LANES] = [&[0; 16]; LANES];
         for r in 0..LANES {
             let (Some(c), Some(s)) = (rows[r].0.get(g), rows[r].1.get(g)) else { return };
-            codes[r] = c.as_chunks().0;
-            scales[r] = s;
-        }
-        // Transposes four rows of four 32-bit columns in each quarter. Row `4 l + j` is quarter `l` of
-        // vector `j`, which makes the rows ascend in the results.
-        for part in 0..8 {
-            let (k, half) = (part / 2, part % 2);
-            let [a, b, c, d] =
-                [0, 1, 2, 3].map(|j| quarters([0, 4, 8, 12].map(|l| &codes[l + j][2 * k + half])));
-            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            let columns = [
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ab_high, cd_high),
-                _mm512_unpackhi_epi64(ab_high, cd_high),
-            ];
-            for (i, column) in (4 * half..present).zip(columns) {
-                if let Some(out) = panel.get_mut(starts[i] + g) {
-                    put::<BIAS>(&mut out.codes, k, 4 + k, column);
-                }
+            if let Some(c) = c.as_chunks().0.first_chunk() {
+                (codes[r], scales[r]) = (c, s);
             }
         }
-        for (i, scale) in (0..present).zip(transpose_scales(scales)) {
-            if let Some(out) = panel.get_mut(starts[i] + g) {
-                out.scale = scale;
+        let scales = transpose_scales(&scales);
+        for half in 0..2 {
+            let low = [
+                transpose_codes(&codes, half),
+                transpose_codes(&codes, 2 + half),
+                transpose_codes(&codes, 4 + half),
+                transpose_codes(&codes, 6 + half),
+            ];
+            for i in 0..4 {
+                let b = 4 * half + i;
+                if 8 * g + b >= blocks {
+                    break;
+                }
+                let Some(out) = panel.get_mut(starts[b] + g) else { return };
+                out.scale = scales[b];
+                for (k, columns) in low.iter().enumerate() {
+                    put::<BIAS>(&mut out.codes, k, 4 + k, columns[i]);
+                }
             }
         }
     }
 }
 
+/// Entry `part` of sixteen rows, block by block: four bytes of each row, rows ascending.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn transpose_codes(rows: &[&Codes; LANES], part: usize) -> [__m512i; 4] {
+    // Transposes four rows of four 32-bit columns in each quarter. Row `4 l + j` is quarter `l` of vector `j`,
+    // which makes the rows ascend in the results.
+    let a = quarters([&rows[0][part], &rows[4][part], &rows[8][part], &rows[12][part]]);
+    let b = quarters([&rows[1][part], &rows[5][part], &rows[9][part], &rows[13][part]]);
+    let c = quarters([&rows[2][part], &rows[6][part], &rows[10][part], &rows[14][part]]);
+    let d = quarters([&rows[3][part], &rows[7][part], &rows[11][part], &rows[15][part]]);
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ab_high, cd_high),
+        _mm512_unpackhi_epi64(ab_high, cd_high),
+    ]
+}
+
 /// From the halves of eight blocks for each of sixteen rows, the scales of each block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn transpose_scales(rows: [&[u8; 16]; LANES]) -> [[f32; LANES]; 8] {
-    let [a, b, c, d] = [0, 1, 2, 3].map(|j| quarters([0, 4, 8, 12].map(|l| rows[l + j])));
+fn transpose_scales(rows: &[&[u8; 16]; LANES]) -> [[f32; LANES]; 8] {
+    let a = quarters([rows[0], rows[4], rows[8], rows[12]]);
+    let b = quarters([rows[1], rows[5], rows[9], rows[13]]);
+    let c = quarters([rows[2], rows[6], rows[10], rows[14]]);
+    let d = quarters([rows[3], rows[7], rows[11], rows[15]]);
     let (ab, cd) = (_mm512_unpacklo_epi16(a, b), _mm512_unpacklo_epi16(c, d));
     let (ab_high, cd_high) = (_mm512_unpackhi_epi16(a, b), _mm512_unpackhi_epi16(c, d));
     // In each quarter: four rows of a block, then four of the next.
@@ -160,7 +189,8 @@ pub(super) fn unpack_down<const BIAS: u8>(w: &PanelSource<'_>, tile: usize, pane
             }
         }
         for (quad, columns) in codes.as_chunks::<4>().0.iter().enumerate() {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| load(&columns[i]));
+            let [a, b, c, d] = columns;
+            let (a, b, c, d) = (load(a), load(b), load(c), load(d));
             let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
             let (ab_high, cd_high) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
             let rows = [
@@ -271,18 +301,42 @@ fn tiles<const M: usize>(mut p: Product<'_>) {
     }
 }
 
+/// Four neighbouring activations in all lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn quad(q: &[i8; SUB], k: usize) -> __m512i {
+    let [a, b, c, d] = q.as_chunks::<4>().0[k];
+    _mm512_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]))
+}
+
+/// Keeps the compiler from moving later products before this one: it would go through those of one vector after
+/// the other, to need fewer registers, and the CPU would wait for each of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn in_order(mut x: __m512i) -> __m512i {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {} */", inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
+    x
+}
+
 /// Adds the products of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn block<const M: usize>(w: &PanelBlock, x: &TokenBlock, acc: &mut [__m512; M]) {
-    let codes = w.codes.each_ref().map(|codes| load(codes));
-    let scale = load_f32(&w.scale);
-    for (m, acc) in acc.iter_mut().enumerate() {
-        let mut dot = _mm512_set1_epi32(x.offset[m]);
-        for (codes, q) in codes.iter().zip(x.q[m].as_chunks::<4>().0) {
+    // Vector by vector in the inner loop: a vector's next product has to wait for its last one.
+    let mut dots = [_mm512_setzero_si512(); M];
+    for (dot, offset) in dots.iter_mut().zip(x.offset) {
+        *dot = _mm512_set1_epi32(offset);
+    }
+    for (k, codes) in w.codes.iter().enumerate() {
+        let codes = load(codes);
+        for (dot, q) in dots.iter_mut().zip(&x.q) {
             // Four products of a byte each per lane: at most 4 · 15 · 127, no saturation.
-            dot = _mm512_dpbusd_epi32(dot, *codes, _mm512_set1_epi32(i32::from_le_bytes(q.map(|q| q as u8))));
+            *dot = in_order(_mm512_dpbusd_epi32(*dot, codes, quad(q, k)));
         }
+    }
+    let scale = load_f32(&w.scale);
+    for (m, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
         let step = _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[m]));
         *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), step, *acc);
     }

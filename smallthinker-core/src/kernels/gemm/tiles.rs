@@ -20,7 +20,8 @@ pub(crate) struct TokenBlock {
 const _: () = assert!(size_of::<TokenBlock>() == 640);
 
 impl TokenBlock {
-    const ZERO: TokenBlock = TokenBlock { q: [[0; SUB]; LANES], scale: [0.0; LANES], offset: [0; LANES] };
+    pub(super) const ZERO: TokenBlock =
+        TokenBlock { q: [[0; SUB]; LANES], scale: [0.0; LANES], offset: [0; LANES] };
 
     /// Takes over a block of the vector in place `place`.
     #[inline]
