@@ -9,7 +9,9 @@
 use std::hint::black_box;
 
 use smallthinker_core::kernels::Kernels;
-use smallthinker_core::kernels::attention::{BLOCK, LANES, Line, Lines, QueryRows, key_lines, value_lines};
+use smallthinker_core::kernels::attention::{
+    BLOCK, LANES, Line, Lines, QueryRows, Square, key_lines, squares, value_lines,
+};
 
 const HEAD_DIM: usize = 128;
 const GROUP: usize = 7;
@@ -63,14 +65,15 @@ fn clock() -> f64 {
 enum Cache {
     F16(Vec<Line<u16>>),
     F32(Vec<Line<f32>>),
+    Q8(Vec<Square>),
 }
 
 /// A vector in huge pages, where the system has them, as the engine's caches are.
-fn filled<E>(len: usize, line: impl Fn(usize) -> Line<E>) -> Vec<Line<E>> {
+fn filled<T>(len: usize, line: impl Fn(usize) -> T) -> Vec<T> {
     let mut all = Vec::with_capacity(len);
     #[cfg(target_os = "linux")]
     {
-        let (start, end) = (all.as_ptr() as usize, all.as_ptr() as usize + len * size_of::<Line<E>>());
+        let (start, end) = (all.as_ptr() as usize, all.as_ptr() as usize + len * size_of::<T>());
         let start = start.next_multiple_of(4096);
         // SAFETY: whole pages inside an allocation of our own; the advice does not change contents.
         unsafe { libc::madvise(start as *mut _, (end - start) / 4096 * 4096, libc::MADV_HUGEPAGE) };
@@ -80,29 +83,40 @@ fn filled<E>(len: usize, line: impl Fn(usize) -> Line<E>) -> Vec<Line<E>> {
 }
 
 impl Cache {
-    fn new(f16: bool, blocks: usize) -> Cache {
+    fn new(kind: &str, blocks: usize) -> Cache {
         let n = blocks * (key_lines(HEAD_DIM) + value_lines(HEAD_DIM));
         // Small numbers of both signs.
         let value = |i: usize| ((i * 7919) % 2001) as f32 / 4000.0 - 0.25;
         let half = |i: usize| 0x3000 | ((i * 7919) % 1024) as u16 | ((i & 1) << 15) as u16;
-        if f16 {
-            Cache::F16(filled(n, |l| Line(std::array::from_fn(|i| half(l * LANES + i)))))
-        } else {
-            Cache::F32(filled(n, |l| Line(std::array::from_fn(|i| value(l * LANES + i)))))
+        let codes =
+            |i: usize| std::array::from_fn(|k| std::array::from_fn(|l| ((i + k * l) % 255) as u8 as i8));
+        match kind {
+            "f16" => Cache::F16(filled(n, |l| Line(std::array::from_fn(|i| half(l * LANES + i))))),
+            "f32" => Cache::F32(filled(n, |l| Line(std::array::from_fn(|i| value(l * LANES + i))))),
+            _ => Cache::Q8(filled(2 * blocks * squares(HEAD_DIM), |i| Square {
+                scales: [0x1800; LANES],
+                codes: codes(i),
+            })),
         }
     }
 
     fn block(&self, block: usize) -> (Lines<'_>, Lines<'_>) {
+        fn cut<T>(all: &[T], block: usize, keys: usize, len: usize) -> (&[T], &[T]) {
+            all[block * len..(block + 1) * len].split_at(keys)
+        }
         let (keys, len) = (key_lines(HEAD_DIM), key_lines(HEAD_DIM) + value_lines(HEAD_DIM));
-        let lines = block * len..(block + 1) * len;
         match self {
             Cache::F16(all) => {
-                let (k, v) = all[lines].split_at(keys);
+                let (k, v) = cut(all, block, keys, len);
                 (Lines::F16(k), Lines::F16(v))
             }
             Cache::F32(all) => {
-                let (k, v) = all[lines].split_at(keys);
+                let (k, v) = cut(all, block, keys, len);
                 (Lines::F32(k), Lines::F32(v))
+            }
+            Cache::Q8(all) => {
+                let (k, v) = cut(all, block, squares(HEAD_DIM), 2 * squares(HEAD_DIM));
+                (Lines::Q8(k), Lines::Q8(v))
             }
         }
     }
@@ -160,15 +174,17 @@ fn main() {
     println!("clock: {:.2} GHz", hz / 1e9);
     let queries: Vec<f32> =
         (0..TOKENS * GROUP * HEAD_DIM).map(|i| ((i * 7919) % 2001) as f32 / 1000.0 - 1.0).collect();
-    for f16 in [true, false] {
-        let block_bytes = BLOCK * 2 * HEAD_DIM * if f16 { 2 } else { 4 };
+    for kind in ["f16", "f32", "q8_0"] {
+        let per_32 =
+            [("f16", 64), ("f32", 128)].iter().find(|(k, _)| *k == kind).map_or(34, |(_, bytes)| *bytes);
+        let block_bytes = BLOCK * 2 * HEAD_DIM / 32 * per_32;
         let blocks = DECODE_BYTES / block_bytes / (32 * KV_HEADS) * (32 * KV_HEADS);
-        let cache = Cache::new(f16, blocks);
+        let cache = Cache::new(kind, blocks);
         for set in Kernels::available() {
             if wanted.as_ref().is_some_and(|name| name != set.name()) {
                 continue;
             }
-            let label = format!("{:12} {}", set.name(), if f16 { "f16" } else { "f32" });
+            let label = format!("{:12} {kind:4}", set.name());
             let scalar = set.name() == "scalar";
             for context in [1024, 8192] {
                 let blocks = if scalar { context / BLOCK } else { blocks };

@@ -25,14 +25,30 @@ pub enum KvType {
     F16,
     /// Single precision.
     F32,
+    /// 8-bit codes, with a half-precision scale for 32 of them: about half the memory, and the memory traffic, of
+    /// half precision. Keys and values are rounded to one part in 254 of the largest of 32.
+    Q8_0,
 }
 
 impl KvType {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> usize {
+    /// Bytes of 32 codes with their scale.
+    pub(crate) const Q8_BLOCK: usize = 34;
+
+    /// Bytes of the keys or of the values of one head at one position, without padding for speed.
+    pub const fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            KvType::F16 => 2 * head_dim,
+            KvType::F32 => 4 * head_dim,
+            KvType::Q8_0 => head_dim.div_ceil(32) * Self::Q8_BLOCK,
+        }
+    }
+
+    /// What session files say of it: bytes of an element, scales not counted.
+    pub(crate) const fn code(self) -> u32 {
         match self {
             KvType::F16 => 2,
             KvType::F32 => 4,
+            KvType::Q8_0 => 1,
         }
     }
 }
@@ -186,7 +202,7 @@ impl KvCache {
         let mut parts: Vec<Mutex<(usize, usize, HeadMut<'_>)>> = Vec::new();
         for (page, first) in l.pages.iter_mut().zip(firsts) {
             if let (Some(first), Some(page)) = (first, Arc::get_mut(page)) {
-                let heads = page.heads_mut().into_iter().enumerate();
+                let heads = page.heads_mut().enumerate();
                 parts.extend(heads.map(|(head, lines)| Mutex::new((first, head, lines))));
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Layout, little-endian: magic, version `u32`, model fingerprint `u64`, element bytes `u32`, number of
 //! tokens `u64`, evaluated tokens `u64`, the tokens as `u32`; then per layer the keys and the values of
-//! every position that is still needed, `[position][kv head][head_dim]`; last the FNV-1a hash of all before.
+//! every position that is still needed, `[position][kv head][head_dim]`, in blocks of Q8_0 if the cache is of
+//! that type; last the FNV-1a hash of all before.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -38,7 +39,7 @@ fn write_session(s: &Session, out: &mut impl Write) -> std::io::Result<()> {
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&s.model.inner.fingerprint.to_le_bytes())?;
-    out.write_all(&(s.kv.kind().bytes() as u32).to_le_bytes())?;
+    out.write_all(&s.kv.kind().code().to_le_bytes())?;
     out.write_all(&(s.tokens.len() as u64).to_le_bytes())?;
     out.write_all(&(s.kv.len() as u64).to_le_bytes())?;
     for token in &s.tokens {
@@ -77,8 +78,8 @@ pub(super) fn load(model: &Model, path: &Path) -> Result<Session> {
     }
     let mut session = Session::new(model.clone())?;
     let element = u32::from_le_bytes(input.array()?);
-    if element as usize != session.kv.kind().bytes() {
-        let allowed = format!("{}, as the model was opened", session.kv.kind().bytes());
+    if element != session.kv.kind().code() {
+        let allowed = format!("{}, as the model was opened", session.kv.kind().code());
         return Err(Error::unsupported(path, "KV element bytes", element, allowed));
     }
     let count = u64::from_le_bytes(input.array()?);
@@ -104,7 +105,7 @@ pub(super) fn load(model: &Model, path: &Path) -> Result<Session> {
 
 fn read_kv(session: &mut Session, evaluated: usize, length: u64, input: &mut Input<'_>) -> Result<()> {
     let heads = session.kv.n_kv_heads();
-    let head_bytes = session.kv.head_dim() * session.kv.kind().bytes();
+    let head_bytes = session.kv.kind().row_bytes(session.kv.head_dim());
     let windows: Vec<usize> =
         session.model.hparams().attention.iter().map(|a| a.window.unwrap_or(usize::MAX)).collect();
     let positions: u64 = windows.iter().map(|&w| evaluated.min(w) as u64).sum();

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score};
+use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, Square};
 use crate::kernels::avx2::{load_f32, load_half, store_f32};
 
 /// Six rows of two vectors, two vectors of keys or values and one of a query or a weight: 15 of 16 registers.
@@ -11,91 +11,69 @@ const ROWS: usize = 6;
 /// Elements of half a line.
 const HALF: usize = LANES / 2;
 
-pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
-    rows: ROWS,
-    score_f16: score::<u16>,
-    score_f32: score::<f32>,
-    soften,
-    mix_f16: mix::<u16>,
-    mix_f32: mix::<f32>,
-    widen,
-};
+pub(in crate::kernels) static FUNCTIONS: Functions =
+    Functions { rows: 2 * ROWS, score, soften, mix, widen_f16, widen_q8, f16: None };
 
 /// How far ahead of the arithmetic lines are requested from memory.
 const PREFETCH_BYTES: usize = 4096;
 
-/// An element of the cache.
-trait Element: Copy {
-    /// One half of a line as `f32`. Only for CPUs with AVX2 and F16C.
-    unsafe fn widen(line: &Line<Self>, half: usize) -> [__m256; 2];
-}
-
-impl Element for u16 {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn widen(line: &Line<u16>, half: usize) -> [__m256; 2] {
-        let eights = line.0.as_chunks::<8>().0;
-        [_mm256_cvtph_ps(load_half(&eights[2 * half])), _mm256_cvtph_ps(load_half(&eights[2 * half + 1]))]
-    }
-}
-
-impl Element for f32 {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn widen(line: &Line<f32>, half: usize) -> [__m256; 2] {
-        let eights = line.0.as_chunks::<8>().0;
-        [load_f32(&eights[2 * half]), load_f32(&eights[2 * half + 1])]
-    }
-}
-
-/// Asks for the line [`PREFETCH_BYTES`] after this one. The address may lie outside the cache.
+/// Asks for what lies [`PREFETCH_BYTES`] after this. The address may lie outside the cache.
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch_after<E>(line: &Line<E>) {
+fn prefetch_after<T>(line: &T) {
     let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(PREFETCH_BYTES);
-    for part in 0..size_of::<Line<E>>() / 64 {
+    for part in 0..size_of::<T>() / 64 {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
     }
 }
 
-/// Calls the instance of a function for the number of rows.
+/// Calls the instance of a function for the rows, in one part or in two of nearly the same length.
 macro_rules! for_rows {
-    ($function:ident::<$e:ident>($arg:ident); $($n:literal)*) => {
-        match $arg.rows {
-            $($n => $function::<$e, $n>($arg),)*
-            _ => $function::<$e, ROWS>($arg),
+    ($function:ident($arg:ident); $($n:literal)*) => {
+        let mut from = 0;
+        for count in [$arg.rows.div_ceil(2), $arg.rows / 2] {
+            let count = if $arg.rows > ROWS { count } else { $arg.rows };
+            match count {
+                _ if from == $arg.rows => {}
+                $($n => $function::<$n>(&mut $arg, from),)*
+                _ => $function::<ROWS>(&mut $arg, from),
+            }
+            from += count;
         }
     };
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score<E: Element>(s: Score<'_, E>) {
-    for_rows!(score_rows::<E>(s); 1 2 3 4 5)
+fn score(mut s: Score<'_, f32>) {
+    for_rows!(score_rows(s); 1 2 3 4 5);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score_rows<E: Element, const R: usize>(s: Score<'_, E>) {
-    for (g, keys) in s.keys.chunks_exact(s.head_dim).enumerate() {
+fn score_rows<const R: usize>(s: &mut Score<'_, f32>, from: usize) {
+    let Some(rows) = s.out[from..].first_chunk_mut::<R>() else { return };
+    for (g, keys) in s.keys.chunks_exact(s.dims).enumerate() {
         for half in 0..2 {
+            let at = s.first + g * LANES + half * HALF;
             let mut acc = [[_mm256_setzero_ps(); 2]; R];
-            for (q, key) in s.q.as_chunks::<R>().0.iter().zip(keys) {
-                if half == 0 {
-                    prefetch_after(key);
-                }
-                // SAFETY: this function has the target features that `widen` asks for.
-                let key = unsafe { E::widen(key, half) };
+            for (acc, row) in acc.iter_mut().zip(&*rows) {
+                let sums = row[at..at + HALF].as_chunks::<8>().0;
+                *acc = [load_f32(&sums[0]), load_f32(&sums[1])];
+            }
+            for (q, Line(key)) in s.q.chunks_exact(s.rows).zip(keys) {
+                let Some(q) = q[from..].first_chunk::<R>() else { return };
+                let key = key[half * HALF..].as_chunks::<8>().0;
+                let key = [load_f32(&key[0]), load_f32(&key[1])];
                 for (acc, q) in acc.iter_mut().zip(q) {
                     let q = _mm256_set1_ps(*q);
                     *acc = [_mm256_fmadd_ps(q, key[0], acc[0]), _mm256_fmadd_ps(q, key[1], acc[1])];
                 }
             }
-            let at = s.first + g * LANES + half * HALF;
-            for (row, acc) in s.out.iter_mut().zip(acc) {
-                let eights = row[at..].as_chunks_mut::<8>().0;
-                store_f32(&mut eights[0], acc[0]);
-                store_f32(&mut eights[1], acc[1]);
+            for (acc, row) in acc.iter().zip(&mut *rows) {
+                let sums = row[at..at + HALF].as_chunks_mut::<8>().0;
+                store_f32(&mut sums[0], acc[0]);
+                store_f32(&mut sums[1], acc[1]);
             }
         }
     }
@@ -146,56 +124,67 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix<E: Element>(m: Mix<'_, E>) {
-    for_rows!(mix_rows::<E>(m); 1 2 3 4 5)
+fn mix(mut m: Mix<'_, f32>) {
+    for_rows!(mix_rows(m); 1 2 3 4 5);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
-    let Some(weights) = m.weights.first_chunk::<R>() else { return };
-    assert!(m.out.len() >= R * m.width && m.values.len() <= m.width / LANES * BLOCK);
-    for (c, column) in m.values.chunks_exact(BLOCK).enumerate() {
-        for half in 0..2 {
-            let out = m.out.as_mut_ptr().wrapping_add(c * LANES + half * HALF);
-            let mut acc = [[_mm256_setzero_ps(); 2]; R];
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: row `r` is in `out`, as checked above, and `c` is one of its lines.
-                *acc = unsafe {
-                    [_mm256_loadu_ps(out.add(r * m.width)), _mm256_loadu_ps(out.add(r * m.width + 8))]
-                };
+fn mix_rows<const R: usize>(m: &mut Mix<'_, f32>, from: usize) {
+    let Some(weights) = m.weights[from..].first_chunk::<R>() else { return };
+    let out = &mut m.out[from * m.width..];
+    assert!(out.len() >= (R - 1) * m.width + LANES && m.first + m.values.len() <= BLOCK);
+    for half in 0..2 {
+        let out = out.as_mut_ptr().wrapping_add(half * HALF);
+        let mut acc = [[_mm256_setzero_ps(); 2]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: 16 floats of row `r`, inside `out`, as checked above.
+            *acc =
+                unsafe { [_mm256_loadu_ps(out.add(r * m.width)), _mm256_loadu_ps(out.add(r * m.width + 8))] };
+        }
+        for (i, Line(values)) in (m.first..).zip(m.values) {
+            let values = values[half * HALF..].as_chunks::<8>().0;
+            let values = [load_f32(&values[0]), load_f32(&values[1])];
+            for r in 0..R {
+                // SAFETY: positions are inside a block, as checked above.
+                let weight = _mm256_set1_ps(unsafe { *weights[r].get_unchecked(i) });
+                acc[r][0] = _mm256_fmadd_ps(weight, values[0], acc[r][0]);
+                acc[r][1] = _mm256_fmadd_ps(weight, values[1], acc[r][1]);
             }
-            for (i, values) in m.positions.clone().zip(&column[m.positions.clone()]) {
-                if half == 0 {
-                    prefetch_after(values);
-                }
-                // SAFETY: this function has the target features that `widen` asks for.
-                let values = unsafe { E::widen(values, half) };
-                for r in 0..R {
-                    // SAFETY: slicing `column`, which is a block long, has checked the positions.
-                    let weight = _mm256_set1_ps(unsafe { *weights[r].get_unchecked(i) });
-                    acc[r][0] = _mm256_fmadd_ps(weight, values[0], acc[r][0]);
-                    acc[r][1] = _mm256_fmadd_ps(weight, values[1], acc[r][1]);
-                }
-            }
-            for (r, acc) in acc.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe {
-                    _mm256_storeu_ps(out.add(r * m.width), acc[0]);
-                    _mm256_storeu_ps(out.add(r * m.width + 8), acc[1]);
-                }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                _mm256_storeu_ps(out.add(r * m.width), acc[0]);
+                _mm256_storeu_ps(out.add(r * m.width + 8), acc[1]);
             }
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widen(halves: &[Line<u16>], out: &mut [Line<f32>]) {
+fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
         prefetch_after(half);
-        for (i, out) in out.0.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
-            // SAFETY: this function has the target features that `widen` asks for.
-            let x = unsafe { u16::widen(half, i) };
-            out.as_chunks_mut::<8>().0.iter_mut().zip(x).for_each(|(out, x)| store_f32(out, x));
+        for (half, out) in half.0.as_chunks::<8>().0.iter().zip(out.0.as_chunks_mut::<8>().0) {
+            store_f32(out, _mm256_cvtph_ps(load_half(half)));
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
+    prefetch_after(square);
+    let mut scales = Line([0.0; LANES]);
+    widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
+    let lanes = scales.0.as_chunks::<8>().0;
+    for ((codes, scale), out) in square.codes.iter().zip(scales.0).zip(out) {
+        for ((codes, out), lanes) in
+            codes.as_chunks::<8>().0.iter().zip(out.0.as_chunks_mut::<8>().0).zip(lanes)
+        {
+            // SAFETY: eight bytes; the load needs no alignment.
+            let codes = unsafe { _mm_loadl_epi64(codes.as_ptr().cast()) };
+            let scale = if keys { load_f32(lanes) } else { _mm256_set1_ps(scale) };
+            store_f32(out, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale));
         }
     }
 }

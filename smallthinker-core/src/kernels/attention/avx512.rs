@@ -2,19 +2,21 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score};
+use super::{
+    BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, HalfFunctions, LANES, Line, Mix, SUMS, Score, Square,
+};
 
 /// 14 rows of two vectors, two vectors of keys or values and one of a query or a weight: 31 of 32 registers.
 const ROWS: usize = 14;
 
 pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     rows: ROWS,
-    score_f16: score::<u16>,
-    score_f32: score::<f32>,
+    score: score::<f32>,
     soften,
-    mix_f16: mix::<u16>,
-    mix_f32: mix::<f32>,
-    widen,
+    mix: mix::<f32>,
+    widen_f16,
+    widen_q8,
+    f16: Some(HalfFunctions { score: score::<u16>, mix: mix::<u16> }),
 };
 
 /// How far ahead of the arithmetic lines are requested from memory.
@@ -51,13 +53,13 @@ impl Element for f32 {
     }
 }
 
-/// Asks for the line [`PREFETCH_BYTES`] after this one. The address may lie outside the cache.
+/// Asks for what lies [`PREFETCH_BYTES`] after this. The address may lie outside the cache.
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn prefetch_after<E>(line: &Line<E>) {
+fn prefetch_after<T>(line: &T) {
     let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(PREFETCH_BYTES);
-    for part in 0..size_of::<Line<E>>() / 64 {
+    for part in 0..size_of::<T>() / 64 {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
     }
@@ -80,8 +82,14 @@ fn score<E: Element>(s: Score<'_, E>) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn score_rows<E: Element, const R: usize>(s: Score<'_, E>) {
-    for (g, keys) in s.keys.chunks_exact(s.head_dim).enumerate() {
+    let Some(rows) = s.out.first_chunk_mut::<R>() else { return };
+    for (g, keys) in s.keys.chunks_exact(s.dims).enumerate() {
+        let at = s.first + g * LANES;
         let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        for (acc, row) in acc.iter_mut().zip(&*rows) {
+            let sums = row[at..at + LANES].as_chunks::<16>().0;
+            *acc = [load(&sums[0]), load(&sums[1])];
+        }
         for (q, key) in s.q.as_chunks::<R>().0.iter().zip(keys) {
             prefetch_after(key);
             // SAFETY: this function has the target features that `widen` asks for.
@@ -91,14 +99,10 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, E>) {
                 *acc = [_mm512_fmadd_ps(q, key[0], acc[0]), _mm512_fmadd_ps(q, key[1], acc[1])];
             }
         }
-        let at = s.first + g * LANES;
-        for (row, acc) in s.out.iter_mut().zip(acc) {
-            let row = &mut row[at..at + LANES];
-            // SAFETY: room for 32 floats.
-            unsafe {
-                _mm512_storeu_ps(row.as_mut_ptr(), acc[0]);
-                _mm512_storeu_ps(row.as_mut_ptr().add(16), acc[1]);
-            }
+        for (acc, row) in acc.iter().zip(&mut *rows) {
+            let sums = row[at..at + LANES].as_chunks_mut::<16>().0;
+            store(&mut sums[0], acc[0]);
+            store(&mut sums[1], acc[1]);
         }
     }
 }
@@ -167,43 +171,57 @@ fn mix<E: Element>(m: Mix<'_, E>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
-    assert!(m.out.len() >= R * m.width && m.values.len() <= m.width / LANES * BLOCK);
-    for (c, column) in m.values.chunks_exact(BLOCK).enumerate() {
-        let out = m.out.as_mut_ptr().wrapping_add(c * LANES);
-        let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        for (r, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: row `r` is in `out`, as checked above, and `c` is one of its lines.
-            *acc = unsafe {
-                [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))]
-            };
+    assert!(m.out.len() >= (R - 1) * m.width + LANES && m.first + m.values.len() <= BLOCK);
+    let out = m.out.as_mut_ptr();
+    let mut acc = [[_mm512_setzero_ps(); 2]; R];
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: 32 floats of row `r`, inside `out`, as checked above.
+        *acc = unsafe { [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))] };
+    }
+    for (i, values) in (m.first..).zip(m.values) {
+        prefetch_after(values);
+        // SAFETY: this function has the target features that `widen` asks for.
+        let values = unsafe { E::widen(values) };
+        for r in 0..R {
+            // SAFETY: positions are inside a block, as checked above.
+            let weight = _mm512_set1_ps(unsafe { *weights[r].get_unchecked(i) });
+            acc[r][0] = _mm512_fmadd_ps(weight, values[0], acc[r][0]);
+            acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
         }
-        for (i, values) in m.positions.clone().zip(&column[m.positions.clone()]) {
-            prefetch_after(values);
-            // SAFETY: this function has the target features that `widen` asks for.
-            let values = unsafe { E::widen(values) };
-            for r in 0..R {
-                // SAFETY: slicing `column`, which is a block long, has checked the positions.
-                let weight = _mm512_set1_ps(unsafe { *weights[r].get_unchecked(i) });
-                acc[r][0] = _mm512_fmadd_ps(weight, values[0], acc[r][0]);
-                acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
-            }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            // SAFETY: as above.
-            unsafe {
-                _mm512_storeu_ps(out.add(r * m.width), acc[0]);
-                _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
-            }
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            _mm512_storeu_ps(out.add(r * m.width), acc[0]);
+            _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn widen(halves: &[Line<u16>], out: &mut [Line<f32>]) {
+fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
         prefetch_after(half);
         // SAFETY: this function has the target features that `widen` asks for.
         let x = unsafe { u16::widen(half) };
         out.0.as_chunks_mut::<16>().0.iter_mut().zip(x).for_each(|(out, x)| store(out, x));
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
+    prefetch_after(square);
+    let mut scales = Line([0.0; LANES]);
+    widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
+    let lanes = scales.0.as_chunks::<16>().0;
+    let lanes = [load(&lanes[0]), load(&lanes[1])];
+    for ((codes, scale), out) in square.codes.iter().zip(scales.0).zip(out) {
+        let scales = if keys { lanes } else { [_mm512_set1_ps(scale); 2] };
+        let halves = codes.as_chunks::<16>().0.iter().zip(out.0.as_chunks_mut::<16>().0).zip(scales);
+        for ((codes, out), scale) in halves {
+            // SAFETY: 16 bytes; the load needs no alignment.
+            let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+            store(out, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)), scale));
+        }
     }
 }

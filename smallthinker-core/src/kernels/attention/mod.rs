@@ -12,6 +12,7 @@
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+mod calls;
 mod rows;
 pub(super) mod scalar;
 #[cfg(test)]
@@ -36,56 +37,71 @@ pub(super) const SUMS: usize = 16;
 #[repr(C, align(64))]
 pub struct Line<E>(pub [E; LANES]);
 
+/// 32 lines of 8-bit codes, with one scale for the 32 codes of each position. In keys, positions are lanes; in
+/// values, they are lines.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Square {
+    /// Per position, in half precision. A code times such a scale is exact in single precision.
+    pub scales: [u16; LANES],
+    /// The lines.
+    pub codes: [[i8; LANES]; LANES],
+}
+
 // SAFETY: an array of such elements; a size of 64 or 128 bytes leaves no padding.
 unsafe impl<E: AnyBits> AnyBits for Line<E> {}
 const _: () = assert!(size_of::<Line<u16>>() == 64 && size_of::<Line<f32>>() == 128);
+// SAFETY: numbers only, and no padding, as the size says.
+unsafe impl AnyBits for Square {}
+const _: () = assert!(size_of::<Square>() == 2 * LANES + LANES * LANES);
 
-/// Lines of either element type.
+/// Keys or values of a block, for one head.
 #[derive(Debug, Clone, Copy)]
 pub enum Lines<'a> {
     /// Half precision.
     F16(&'a [Line<u16>]),
     /// Single precision.
     F32(&'a [Line<f32>]),
+    /// 8-bit codes, squares in the order of the lines.
+    Q8(&'a [Square]),
 }
 
-impl Lines<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Lines::F16(lines) => lines.len(),
-            Lines::F32(lines) => lines.len(),
-        }
-    }
-}
-
-/// Lines of keys in a block, for one head.
+/// Lines of keys in a block: of 32 positions after another, `head_dim` each.
 pub const fn key_lines(head_dim: usize) -> usize {
     BLOCK / LANES * head_dim
 }
 
-/// Lines of values in a block, for one head. The last ones are padded with zeros if `head_dim` asks for it.
+/// Lines of values in a block: of 32 dimensions after another, `BLOCK` each. The last ones are padded with zeros
+/// if `head_dim` asks for it.
 pub const fn value_lines(head_dim: usize) -> usize {
     BLOCK * head_dim.div_ceil(LANES)
 }
 
-/// Products of query rows with keys. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is
-/// `[head_dim][rows]`, `keys` is `[groups][head_dim]`, `out` has `rows` rows and `first + 32 * groups <= BLOCK`.
+/// Squares of keys in a block, and of values. Of keys, the last of each 32 positions may have lines to spare.
+pub const fn squares(head_dim: usize) -> usize {
+    BLOCK / LANES * head_dim.div_ceil(LANES)
+}
+
+/// Products of query rows with keys, added to `out`. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is
+/// `[dims][rows]`, `keys` is `[groups][dims]`, `out` has `rows` rows and `first + 32 * groups <= BLOCK`.
 pub(super) struct Score<'a, E> {
     pub(super) rows: usize,
     pub(super) q: &'a [f32],
-    pub(super) head_dim: usize,
+    pub(super) dims: usize,
     pub(super) keys: &'a [Line<E>],
     /// Where in the block the first key is.
     pub(super) first: usize,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
-/// Sums of values, weighted, added to `out`. Whoever calls promises: `1 <= rows <= Functions::rows`, `weights`
-/// has `rows` rows, `positions` lies inside a block, `values` is `[width / 32][BLOCK]`, `out` is `[rows][width]`.
+/// Sums of 32 dimensions of values, weighted, added to `out`. Whoever calls promises: `1 <= rows <=
+/// Functions::rows`, `weights` has `rows` rows, `first + values.len() <= BLOCK`, and `out` has 32 elements at
+/// each multiple of `width`, for every row.
 pub(super) struct Mix<'a, E> {
     pub(super) rows: usize,
     pub(super) weights: &'a [[f32; BLOCK]],
-    pub(super) positions: std::ops::Range<usize>,
+    /// Where in the block the first value is.
+    pub(super) first: usize,
     pub(super) values: &'a [Line<E>],
     pub(super) width: usize,
     pub(super) out: &'a mut [f32],
@@ -100,13 +116,21 @@ type Soften = unsafe fn(scores: &mut [f32], max: f32, sums: &mut [f32; SUMS]) ->
 pub(super) struct Functions {
     /// Rows that one call takes at most.
     pub(super) rows: usize,
-    pub(super) score_f16: unsafe fn(Score<'_, u16>),
-    pub(super) score_f32: unsafe fn(Score<'_, f32>),
+    pub(super) score: unsafe fn(Score<'_, f32>),
     pub(super) soften: Soften,
-    pub(super) mix_f16: unsafe fn(Mix<'_, u16>),
-    pub(super) mix_f32: unsafe fn(Mix<'_, f32>),
+    pub(super) mix: unsafe fn(Mix<'_, f32>),
     /// The same values in single precision, as far as both go.
-    pub(super) widen: unsafe fn(&[Line<u16>], &mut [Line<f32>]),
+    pub(super) widen_f16: unsafe fn(&[Line<u16>], &mut [Line<f32>]),
+    /// The lines of a square in single precision, as far as they go; whether they are keys.
+    pub(super) widen_q8: unsafe fn(&Square, bool, &mut [Line<f32>]),
+    /// Where that is faster: the same with elements in half precision, without the detour.
+    pub(super) f16: Option<HalfFunctions>,
+}
+
+/// Functions that widen on the way.
+pub(super) struct HalfFunctions {
+    pub(super) score: unsafe fn(Score<'_, u16>),
+    pub(super) mix: unsafe fn(Mix<'_, u16>),
 }
 
 /// Coefficients of `2^f` for `f` in -0.5..=0.5, highest power first, the last one 1: a relative error of

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, Functions, LANES, Line, Lines, Mix, SUMS, Score, key_lines, scalar, value_lines};
+use super::calls::{Half, Tile, fit};
+use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, key_lines, scalar};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
 
@@ -82,39 +83,29 @@ impl QueryRows {
     ///
     /// Errors: [`Error::Internal`](crate::Error::Internal) if the number of lines does not fit.
     pub fn add_block(&mut self, first: usize, keys: Lines<'_>, values: Lines<'_>) -> Result<()> {
-        if keys.len() != key_lines(self.head_dim) || values.len() != value_lines(self.head_dim) {
-            let lines = format_args!("{} and {} lines", keys.len(), values.len()).to_string();
-            return Err(misuse("attention", lines));
+        if !fit(self.head_dim, keys, values) {
+            return Err(misuse("attention", format_args!("lines that are no block of {}", self.head_dim)));
         }
+        let head_dim = self.head_dim;
+        let [keys, values] = [keys, values].map(|lines| Half { lines, head_dim });
         let n = self.visible.len();
-        match (keys, values) {
-            (Lines::F16(keys), Lines::F16(values)) if n.div_ceil(self.functions.rows) >= WIDE_TILES => {
+        let as_it_is = matches!(keys.lines, Lines::F32(_)) || n.div_ceil(self.functions.rows) < WIDE_TILES;
+        match self.union(0..n, first) {
+            Some(seen) if !as_it_is => {
                 let mut wide = std::mem::take(&mut self.wide);
-                self.widen(first, keys, values, &mut wide);
-                let (keys, values) = wide.split_at(keys.len());
-                self.add_tiles(first, Lines::F32(keys), Lines::F32(values));
+                self.functions.widen(keys, values, seen, &mut wide);
+                let (keys, values) = wide.split_at(key_lines(head_dim));
+                let [keys, values] = [keys, values].map(|lines| Half { lines: Lines::F32(lines), head_dim });
+                self.add_tiles(first, keys, values);
                 self.wide = wide;
             }
-            _ => self.add_tiles(first, keys, values),
+            Some(_) => self.add_tiles(first, keys, values),
+            None => {}
         }
         Ok(())
     }
 
-    /// Widens what some row sees of a block.
-    fn widen(&self, first: usize, keys: &[Line<u16>], values: &[Line<u16>], wide: &mut Vec<Line<f32>>) {
-        wide.resize(keys.len() + values.len(), Line([0.0; LANES]));
-        let Some(seen) = self.union(0..self.visible.len(), first) else { return };
-        let (wide_keys, wide_values) = wide.split_at_mut(keys.len());
-        let lines = seen.start / LANES * self.head_dim..seen.end.div_ceil(LANES) * self.head_dim;
-        // SAFETY: the set exists, so the CPU has its instructions.
-        unsafe { (self.functions.widen)(&keys[lines.clone()], &mut wide_keys[lines]) };
-        for (values, wide) in values.chunks_exact(BLOCK).zip(wide_values.chunks_exact_mut(BLOCK)) {
-            // SAFETY: as above.
-            unsafe { (self.functions.widen)(&values[seen.clone()], &mut wide[seen.clone()]) };
-        }
-    }
-
-    fn add_tiles(&mut self, first: usize, keys: Lines<'_>, values: Lines<'_>) {
+    fn add_tiles(&mut self, first: usize, keys: Half<'_>, values: Half<'_>) {
         let n = self.visible.len();
         let mut from = 0;
         while from < n {
@@ -136,9 +127,11 @@ impl QueryRows {
         seen.start.saturating_sub(first).min(BLOCK)..seen.end.saturating_sub(first).min(BLOCK)
     }
 
-    fn add_tile(&mut self, tile: Range<usize>, first: usize, keys: Lines<'_>, values: Lines<'_>) {
+    fn add_tile(&mut self, tile: Range<usize>, first: usize, keys: Half<'_>, values: Half<'_>) {
         let Some(union) = self.union(tile.clone(), first) else { return };
-        self.score(tile.clone(), whole_lines(&union), keys);
+        let q = &self.q[tile.start * self.head_dim..tile.end * self.head_dim];
+        let rows = Tile { rows: tile.len(), q };
+        self.functions.scores(rows, keys, whole_lines(&union), &mut self.scores);
         for row in tile.clone() {
             let seen = self.within(row, first);
             if !seen.is_empty() {
@@ -161,25 +154,6 @@ impl QueryRows {
         }
     }
 
-    fn score(&mut self, tile: Range<usize>, positions: Range<usize>, keys: Lines<'_>) {
-        let lines = positions.start / LANES * self.head_dim..positions.end / LANES * self.head_dim;
-        let q = &self.q[tile.start * self.head_dim..tile.end * self.head_dim];
-        let (rows, head_dim, first, out) = (tile.len(), self.head_dim, positions.start, &mut self.scores[..]);
-        match keys {
-            Lines::F16(keys) => {
-                let score = Score { rows, q, head_dim, keys: &keys[lines], first, out };
-                // SAFETY: the set exists, so the CPU has its instructions; tiles are at most `functions.rows` long,
-                // `add_block` checked the number of lines, and `positions` are whole lines inside a block.
-                unsafe { (self.functions.score_f16)(score) };
-            }
-            Lines::F32(keys) => {
-                let score = Score { rows, q, head_dim, keys: &keys[lines], first, out };
-                // SAFETY: as above.
-                unsafe { (self.functions.score_f32)(score) };
-            }
-        }
-    }
-
     /// Scores of `row` to weights; `at` is its place in the tile.
     fn soften(&mut self, row: usize, at: usize, seen: Range<usize>) {
         let lines = whole_lines(&seen);
@@ -196,26 +170,9 @@ impl QueryRows {
     }
 
     /// Adds weighted values for `rows`; `at` is the place of the first in its tile.
-    fn mix(&mut self, rows: Range<usize>, at: usize, positions: Range<usize>, values: Lines<'_>) {
-        if positions.is_empty() {
-            return;
-        }
-        let (weights, width) = (&self.scores[at..], self.width);
-        let out = &mut self.out[rows.start * width..rows.end * width];
-        let rows = rows.len();
-        match values {
-            Lines::F16(values) => {
-                let mix = Mix { rows, weights, positions, values, width, out };
-                // SAFETY: the set exists, so the CPU has its instructions; `rows` is a part of a tile, `add_block`
-                // checked the number of lines, and `positions` lie inside a block.
-                unsafe { (self.functions.mix_f16)(mix) };
-            }
-            Lines::F32(values) => {
-                let mix = Mix { rows, weights, positions, values, width, out };
-                // SAFETY: as above.
-                unsafe { (self.functions.mix_f32)(mix) };
-            }
-        }
+    fn mix(&mut self, rows: Range<usize>, at: usize, positions: Range<usize>, values: Half<'_>) {
+        let out = &mut self.out[rows.start * self.width..rows.end * self.width];
+        self.functions.mix_values(rows.len(), &self.scores[at..], values, positions, out);
     }
 
     /// Adds what the rows have seen since the last call to `totals`, rows of [`total_len`](Self::total_len)

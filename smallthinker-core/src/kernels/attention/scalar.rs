@@ -1,36 +1,9 @@
 //! The reference: the order of operations that every set follows.
 
-use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score};
+use super::{EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, Square};
 
-pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
-    rows: 8,
-    score_f16: score::<u16>,
-    score_f32: score::<f32>,
-    soften,
-    mix_f16: mix::<u16>,
-    mix_f32: mix::<f32>,
-    widen,
-};
-
-/// An element of the cache.
-pub(super) trait Element: Copy {
-    /// Its value, exactly.
-    fn widen(self) -> f32;
-}
-
-impl Element for u16 {
-    #[inline]
-    fn widen(self) -> f32 {
-        half::f16::from_bits(self).to_f32_const()
-    }
-}
-
-impl Element for f32 {
-    #[inline]
-    fn widen(self) -> f32 {
-        self
-    }
-}
+pub(in crate::kernels) static FUNCTIONS: Functions =
+    Functions { rows: 8, score, soften, mix, widen_f16, widen_q8, f16: None };
 
 /// `a · b + c`, rounded once.
 ///
@@ -56,18 +29,13 @@ pub(super) fn exp2(x: f32) -> f32 {
     if x < EXP2_MIN { 0.0 } else { p * f32::from_bits(rounded.to_bits() << 23) }
 }
 
-fn score<E: Element>(s: Score<'_, E>) {
-    for (g, keys) in s.keys.chunks_exact(s.head_dim).enumerate() {
+fn score(s: Score<'_, f32>) {
+    for (g, keys) in s.keys.chunks_exact(s.dims).enumerate() {
         let at = s.first + g * LANES;
-        for row in s.out.iter_mut().take(s.rows) {
-            row[at..at + LANES].fill(0.0);
-        }
-        for (q, keys) in s.q.chunks_exact(s.rows).zip(keys) {
-            let keys = keys.0.map(E::widen);
-            for (q, row) in q.iter().zip(s.out.iter_mut()) {
-                for (sum, k) in row[at..at + LANES].iter_mut().zip(&keys) {
-                    *sum = fma(*q, *k, *sum);
-                }
+        for (r, row) in s.out.iter_mut().take(s.rows).enumerate() {
+            let Some(sums) = row[at..].first_chunk_mut::<LANES>() else { return };
+            for (q, Line(keys)) in s.q.chunks_exact(s.rows).zip(keys) {
+                sums.iter_mut().zip(keys).for_each(|(sum, k)| *sum = fma(q[r], *k, *sum));
             }
         }
     }
@@ -86,22 +54,29 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
     (max, shrink)
 }
 
-fn mix<E: Element>(m: Mix<'_, E>) {
-    for (c, column) in m.values.chunks_exact(BLOCK).enumerate() {
-        for position in m.positions.clone() {
-            let Line(values) = column[position];
-            let values = values.map(E::widen);
-            for (weights, out) in m.weights.iter().zip(m.out.chunks_exact_mut(m.width)).take(m.rows) {
-                for (out, v) in out[c * LANES..].iter_mut().zip(&values) {
-                    *out = fma(weights[position], *v, *out);
-                }
-            }
+fn mix(m: Mix<'_, f32>) {
+    for (weights, out) in m.weights.iter().zip(m.out.chunks_mut(m.width)).take(m.rows) {
+        let Some(out) = out.first_chunk_mut::<LANES>() else { return };
+        for (w, Line(values)) in weights[m.first..].iter().zip(m.values) {
+            out.iter_mut().zip(values).for_each(|(out, v)| *out = fma(*w, *v, *out));
         }
     }
 }
 
-fn widen(halves: &[Line<u16>], out: &mut [Line<f32>]) {
+fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
-        out.0 = half.0.map(u16::widen);
+        out.0 = half.0.map(widened);
     }
+}
+
+fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
+    let scales = square.scales.map(widened);
+    for ((codes, scale), out) in square.codes.iter().zip(scales).zip(out) {
+        let scales = if keys { scales } else { [scale; LANES] };
+        out.0 = std::array::from_fn(|i| f32::from(codes[i]) * scales[i]);
+    }
+}
+
+fn widened(half: u16) -> f32 {
+    half::f16::from_bits(half).to_f32_const()
 }

@@ -7,22 +7,40 @@ use super::*;
 use crate::kernels::Kernels;
 use crate::kernels::tests::Rng;
 
-/// Keys and values of `blocks` blocks as plain rows, and the same in lines.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    F16,
+    F32,
+    Q8,
+}
+
+/// Keys and values of some blocks as plain rows, of numbers that their kind can hold.
 struct Cache {
     head_dim: usize,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
-    f16: bool,
+    kind: Kind,
+}
+
+/// The scale of 32 codes at a position, in tests.
+fn scale(position: usize, chunk: usize) -> half::f16 {
+    half::f16::from_f32(1e-3 * (5 + (position * 7 + chunk * 3) % 11) as f32)
 }
 
 impl Cache {
-    fn new(rng: &mut Rng, head_dim: usize, blocks: usize, f16: bool) -> Cache {
-        let round = |x: f32| if f16 { half::f16::from_f32(x).to_f32() } else { x };
-        let mut rows = |scale: f32| -> Vec<Vec<f32>> {
-            let row = |_| rng.vector(head_dim).into_iter().map(|x| round(x * scale)).collect();
-            (0..blocks * BLOCK).map(row).collect()
+    fn new(rng: &mut Rng, head_dim: usize, blocks: usize, kind: Kind) -> Cache {
+        let round = |x: f32, position: usize, d: usize| match kind {
+            Kind::F16 => half::f16::from_f32(x).to_f32(),
+            Kind::F32 => x,
+            Kind::Q8 => (x * 63.0).round() * scale(position, d / LANES).to_f32(),
         };
-        Cache { head_dim, keys: rows(2.0), values: rows(1.0), f16 }
+        let mut rows = |scale: f32| -> Vec<Vec<f32>> {
+            let mut row = |p: usize| -> Vec<f32> {
+                rng.vector(head_dim).into_iter().enumerate().map(|(d, x)| round(x * scale, p, d)).collect()
+            };
+            (0..blocks * BLOCK).map(&mut row).collect()
+        };
+        Cache { head_dim, keys: rows(2.0), values: rows(1.0), kind }
     }
 
     fn lines<E: Copy + Default>(&self, block: usize, convert: impl Fn(f32) -> E) -> [Vec<Line<E>>; 2] {
@@ -38,17 +56,43 @@ impl Cache {
         [keys, values]
     }
 
+    fn squares(&self, block: usize) -> [Vec<Square>; 2] {
+        let zero = Square { scales: [0; LANES], codes: [[0; LANES]; LANES] };
+        let mut keys = vec![zero; squares(self.head_dim)];
+        let mut values = keys.clone();
+        for p in 0..BLOCK {
+            let at = block * BLOCK + p;
+            for d in 0..self.head_dim {
+                let scale = scale(at, d / 32);
+                let (k, v) = (p / 32 * self.head_dim.div_ceil(32) + d / 32, d / 32 * (BLOCK / 32) + p / 32);
+                keys[k].scales[p % 32] = scale.to_bits();
+                values[v].scales[p % 32] = scale.to_bits();
+                keys[k].codes[d % 32][p % 32] = (self.keys[at][d] / scale.to_f32()) as i8;
+                values[v].codes[p % 32][d % 32] = (self.values[at][d] / scale.to_f32()) as i8;
+            }
+        }
+        [keys, values]
+    }
+
     /// `rows` see all blocks, in spans of two.
     fn attend(&self, rows: &mut QueryRows, n: usize) -> Vec<f32> {
         let total = QueryRows::total_len(self.head_dim);
         let mut totals = vec![0.0; n * total];
         for block in 0..self.keys.len() / BLOCK {
-            if self.f16 {
-                let [keys, values] = self.lines(block, |x| half::f16::from_f32(x).to_bits());
-                rows.add_block(block * BLOCK, Lines::F16(&keys), Lines::F16(&values)).unwrap();
-            } else {
-                let [keys, values] = self.lines(block, |x| x);
-                rows.add_block(block * BLOCK, Lines::F32(&keys), Lines::F32(&values)).unwrap();
+            let first = block * BLOCK;
+            match self.kind {
+                Kind::F16 => {
+                    let [keys, values] = self.lines(block, |x| half::f16::from_f32(x).to_bits());
+                    rows.add_block(first, Lines::F16(&keys), Lines::F16(&values)).unwrap();
+                }
+                Kind::F32 => {
+                    let [keys, values] = self.lines(block, |x| x);
+                    rows.add_block(first, Lines::F32(&keys), Lines::F32(&values)).unwrap();
+                }
+                Kind::Q8 => {
+                    let [keys, values] = self.squares(block);
+                    rows.add_block(first, Lines::Q8(&keys), Lines::Q8(&values)).unwrap();
+                }
             }
             if block % 2 == 1 {
                 rows.end_span(&mut totals);
@@ -98,9 +142,9 @@ fn ranges(rng: &mut Rng, n: usize, positions: usize) -> Vec<Range<usize>> {
 #[test]
 fn matches_wide_arithmetic_and_has_the_same_bits_in_every_set() {
     let mut rng = Rng(0xa77e);
-    for f16 in [true, false] {
+    for kind in [Kind::F16, Kind::F32, Kind::Q8] {
         for head_dim in [2, 16, 30, 32, 64, 80, 128] {
-            let cache = Cache::new(&mut rng, head_dim, 3, f16);
+            let cache = Cache::new(&mut rng, head_dim, 3, kind);
             for n in [1, 2, 5, 6, 7, 12, 13, 14, 15, 29] {
                 let q: Vec<Vec<f32>> =
                     (0..n).map(|_| rng.vector(head_dim).iter().map(|x| 3.0 * x).collect()).collect();
@@ -109,12 +153,12 @@ fn matches_wide_arithmetic_and_has_the_same_bits_in_every_set() {
                 for set in Kernels::available().into_iter().rev() {
                     let got = cache.attend(&mut rows(set, &q, &seen), n);
                     let scalar = want.get_or_insert_with(|| got.clone());
-                    assert_eq!(bits(&got), bits(scalar), "{} {head_dim} {n} {seen:?}", set.name());
+                    assert_eq!(bits(&got), bits(scalar), "{} {kind:?} {head_dim} {n} {seen:?}", set.name());
                 }
                 for (i, got) in want.unwrap().chunks(head_dim).enumerate() {
                     for (got, want) in got.iter().zip(cache.naive(&q[i], &seen[i])) {
                         let error = (f64::from(*got) - want).abs();
-                        assert!(error < 3e-6, "f16 {f16} dim {head_dim} {:?}: {got} {want}", seen[i]);
+                        assert!(error < 3e-6, "{kind:?} dim {head_dim} {:?}: {got} {want}", seen[i]);
                     }
                 }
             }
@@ -126,20 +170,22 @@ fn matches_wide_arithmetic_and_has_the_same_bits_in_every_set() {
 #[test]
 fn rows_do_not_depend_on_each_other() {
     let mut rng = Rng(0xa10e);
-    let cache = Cache::new(&mut rng, 64, 3, true);
-    let q: Vec<Vec<f32>> = (0..40).map(|_| rng.vector(64)).collect();
-    // As in a chunk of a prompt: each sees one position more, through a window.
-    let seen: Vec<Range<usize>> =
-        (0..40usize).map(|i| (470 + i / 2).saturating_sub(250)..470 + i / 2).collect();
-    for set in Kernels::available() {
-        let together = cache.attend(&mut rows(set, &q, &seen), 40);
-        for part in [1, 3, 7, 14, 16, 28] {
-            for first in (0..40).step_by(part) {
-                let some = first..(first + part).min(40);
-                let n = some.len();
-                let got = cache.attend(&mut rows(set, &q[some.clone()], &seen[some]), n);
-                let want = &together[first * 64..(first + n) * 64];
-                assert_eq!(bits(&got), bits(want), "{} {first} by {part}", set.name());
+    for kind in [Kind::F16, Kind::F32, Kind::Q8] {
+        let cache = Cache::new(&mut rng, 64, 3, kind);
+        let q: Vec<Vec<f32>> = (0..40).map(|_| rng.vector(64)).collect();
+        // As in a chunk of a prompt: each sees one position more, through a window.
+        let seen: Vec<Range<usize>> =
+            (0..40usize).map(|i| (470 + i / 2).saturating_sub(250)..470 + i / 2).collect();
+        for set in Kernels::available() {
+            let together = cache.attend(&mut rows(set, &q, &seen), 40);
+            for part in [1, 3, 7, 14, 16, 28] {
+                for first in (0..40).step_by(part) {
+                    let some = first..(first + part).min(40);
+                    let n = some.len();
+                    let got = cache.attend(&mut rows(set, &q[some.clone()], &seen[some]), n);
+                    let want = &together[first * 64..(first + n) * 64];
+                    assert_eq!(bits(&got), bits(want), "{} {kind:?} {first} by {part}", set.name());
+                }
             }
         }
     }
@@ -149,7 +195,7 @@ fn rows_do_not_depend_on_each_other() {
 #[test]
 fn unseen_values_that_are_not_finite_stay_unseen() {
     let mut rng = Rng(0x1f);
-    let mut cache = Cache::new(&mut rng, 32, 2, false);
+    let mut cache = Cache::new(&mut rng, 32, 2, Kind::F32);
     let q: Vec<Vec<f32>> = (0..28).map(|_| rng.vector(32)).collect();
     let seen: Vec<Range<usize>> = (0..28).map(|i| 5 + i / 7..250 + 3 * (i / 7)).collect();
     let clean: Vec<Vec<u32>> = Kernels::available()
@@ -177,7 +223,7 @@ fn unseen_values_that_are_not_finite_stay_unseen() {
 fn what_is_not_a_number_is_not_hidden() {
     let mut rng = Rng(0x9a9);
     for bad in [f32::NAN, f32::INFINITY, f32::from_bits(0x7f80_0001)] {
-        let mut cache = Cache::new(&mut rng, 32, 1, false);
+        let mut cache = Cache::new(&mut rng, 32, 1, Kind::F32);
         cache.keys[40][3] = bad;
         for set in Kernels::available() {
             let q = vec![vec![1.0; 32]];
@@ -191,7 +237,7 @@ fn what_is_not_a_number_is_not_hidden() {
 #[test]
 fn great_scores_leave_one_value() {
     let mut rng = Rng(0x600d);
-    let mut cache = Cache::new(&mut rng, 32, 3, false);
+    let mut cache = Cache::new(&mut rng, 32, 3, Kind::F32);
     let q = vec![vec![100.0; 32]];
     cache.keys.iter_mut().for_each(|k| k.fill(-1000.0));
     cache.keys[300].fill(1000.0);
@@ -256,4 +302,5 @@ fn wrong_lengths_are_errors() {
     rows.add_block(0, Lines::F32(&lines), Lines::F32(&lines)).unwrap();
     assert!(rows.add_block(0, Lines::F32(&lines[1..]), Lines::F32(&lines)).is_err());
     assert!(rows.add_block(0, Lines::F32(&lines), Lines::F32(&lines[..3])).is_err());
+    assert!(rows.add_block(0, Lines::F32(&lines), Lines::Q8(&[])).is_err());
 }
