@@ -144,3 +144,29 @@ fn every_kernel_set_gives_nearly_the_same() {
         assert!(kl[kl.len() / 2] < 1e-6, "{}: {kl:?}", set.name());
     }
 }
+
+/// Decode skips inactive neurons and multiplies vector by vector, prefill multiplies everything with many vectors at
+/// once, with other instructions: with Q4_0 weights the logits have the same bits, in and between all vector sets.
+#[test]
+fn sparse_decode_and_dense_prefill_give_the_same_bits_in_every_vector_set() {
+    let tokens = Random::new(7).tokens(70);
+    for (hidden, ffn) in [(64, 32), (288, 96), (256, 288)] {
+        let spec = Spec { dtype: DType::Q4_0, hidden, ffn, window: 16, ..Default::default() };
+        let fixture = Fixture::new(spec);
+        let mut first: Option<(&str, Vec<f32>)> = None;
+        for set in Kernels::available().iter().filter(|set| set.name() != "scalar") {
+            let model = fixture.open_with(|o| o.kernels = Some(set.name().into()));
+            let together = logits(&model, &tokens);
+            let alone = fixture.open_with(|o| {
+                o.kernels = Some(set.name().into());
+                o.chunk = Some(1);
+            });
+            let alone = logits(&alone, &tokens);
+            let differ = (0..alone.len()).find(|&i| alone[i].to_bits() != together[i].to_bits());
+            assert_eq!(differ, None, "{}, hidden {hidden}: one by one and together", set.name());
+            let (name, logits) = first.get_or_insert_with(|| (set.name(), together.clone()));
+            let differ = (0..logits.len()).find(|&i| logits[i].to_bits() != together[i].to_bits());
+            assert_eq!(differ, None, "{} and {name}, hidden {hidden}", set.name());
+        }
+    }
+}

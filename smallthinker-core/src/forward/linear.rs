@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::Result;
 use crate::kernels::gemm::{self, ActTiles, GemmScratch, PanelSource, fill_place};
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
-use crate::kernels::{ActGroup, Acts, Kernels};
+use crate::kernels::{ActGroup, Acts, GROUP, Kernels};
 use crate::pool::Team;
 use crate::tensor::matrix::Matrix;
-use crate::tensor::packed::Layout;
+use crate::tensor::packed::{Layout, TILE};
 use crate::tiles::{Tile, tiles};
 
 /// Outputs that one call of a kernel makes for several tokens; small enough for the stack and the L1 cache.
@@ -44,6 +44,11 @@ pub(crate) struct TaskBuffers {
     pub(crate) gemm: GemmScratch,
     pub(crate) out: [Vec<f32>; 2],
     pub(crate) groups: Vec<ActGroup>,
+}
+
+impl TaskBuffers {
+    /// Bytes that a task takes for each vector of a batch, at most, besides what it unpacks.
+    pub(crate) const BYTES_PER_VECTOR: usize = 4 * (TILE + 32) + 32 * size_of::<ActGroup>() / GROUP;
 }
 
 impl Batch {

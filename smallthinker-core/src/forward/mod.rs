@@ -26,6 +26,7 @@ use crate::{Error, Result};
 use attention::{Queries, attend};
 use clock::{Clock, Stage};
 use kv_cache::{KvCache, NewKv};
+pub(crate) use linear::TaskBuffers;
 use linear::{Batch, linear};
 use moe::MoeScratch;
 use rope::RopeTable;
@@ -116,7 +117,7 @@ impl Pass<'_> {
         self.cache.request(layer, s.choices.iter().map(|c| c.expert));
         self.clock.lap(Stage::Router);
         self.attention(layer, w, n, kv, s)?;
-        add(&mut s.x, &s.delta);
+        self.add(&mut s.x, &s.delta)?;
 
         self.norm(&s.x, &w.ffn_norm, &mut s.norm)?;
         let parts = &self.cache.index().layers[layer];
@@ -125,7 +126,7 @@ impl Pass<'_> {
         s.delta.fill(0.0);
         self.clock.lap(Stage::Norm);
         moe::experts(self, layer, &s.choices, &s.acts, &mut s.moe, &mut s.delta)?;
-        add(&mut s.x, &s.delta);
+        self.add(&mut s.x, &s.delta)?;
         Ok(())
     }
 
@@ -207,6 +208,17 @@ impl Pass<'_> {
         })
     }
 
+    /// Adds what a part of the layer has made to the residual stream.
+    fn add(&self, x: &mut [f32], delta: &[f32]) -> Result<()> {
+        let width = self.h.hidden;
+        tiles(self.team, x, width, (ROWS_PER_TASK, width), &|tile| {
+            for t in tile.rows() {
+                tile.row(t).iter_mut().zip(&delta[t * width..]).for_each(|(x, d)| *x += d);
+            }
+            Ok(())
+        })
+    }
+
     /// Brings rows of `cols` values into the forms that products need.
     pub(crate) fn quantize(&self, values: &[f32], cols: usize, forms: Forms, acts: &mut Acts) -> Result<()> {
         acts.set_with(values, cols, forms, |groups, per_row| {
@@ -229,8 +241,4 @@ impl Pass<'_> {
             None => Ok(()),
         }
     }
-}
-
-fn add(x: &mut [f32], delta: &[f32]) {
-    x.iter_mut().zip(delta).for_each(|(x, d)| *x += d);
 }

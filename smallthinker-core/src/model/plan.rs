@@ -1,8 +1,10 @@
 //! What a model takes and what a budget allows, computed from the file's directory alone.
 
 use crate::experts::MIN_SLOTS_PER_CHOICE;
+use crate::forward::TaskBuffers;
 use crate::forward::kv_cache::{KvCache, KvType, PAGE};
 use crate::gguf::Gguf;
+use crate::kernels::gemm::{ActTiles, GemmScratch};
 use crate::kernels::{ActGroup, Acts};
 use crate::model::expert_index::ExpertIndex;
 use crate::model::hparams::Hparams;
@@ -73,7 +75,7 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let experts = h.n_layers as u64 * h.n_experts as u64;
     let kv_page = (h.n_layers as u64).saturating_mul(KvCache::page_bytes(h, kv));
     let tokenizer = h.vocab as u64 * TOKENIZER_BYTES_PER_TOKEN;
-    let scratch = scratch_bytes(h, chunk);
+    let scratch = scratch_bytes(h, chunk, options.resolved_threads()?);
     let kv_full = kv_full_context(h, options.resolved_context(h)?, kv, chunk);
     let fixed = resident.saturating_add(tokenizer).saturating_add(scratch);
     let everything = fixed.saturating_add(kv_full).saturating_add(index.bank_bytes());
@@ -111,21 +113,28 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
 /// Measured with the 151,936-token vocabulary: strings, two hash maps and the merge table.
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 400;
 
-/// Upper bound of a session's buffers for chunks of `chunk` positions.
-pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize) -> u64 {
+/// Upper bound of a session's buffers for chunks of `chunk` positions on `threads` threads.
+pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize) -> u64 {
     let acts = |cols: usize| 4 * cols + cols.div_ceil(256) * size_of::<ActGroup>();
-    let qkv = h.q_dim() + 2 * h.kv_dim();
+    let (qkv, widest) = (h.q_dim() + 2 * h.kv_dim(), h.hidden.max(h.q_dim()));
     let one = 4 * (3 * h.hidden + qkv + h.q_dim() + h.n_experts + h.head_dim)
-        + acts(h.hidden.max(h.q_dim()))
+        + acts(widest)
         + size_of::<(usize, f32)>() * 3 * h.top_k
         // a batch of all positions in one expert
         + 4 * (2 * h.expert_ffn + h.hidden)
         + acts(h.hidden)
-        + acts(h.expert_ffn);
+        + acts(h.expert_ffn)
+        // arranged for products with many vectors
+        + ActTiles::bytes_per_vector(widest)
+        + ActTiles::bytes_per_vector(h.hidden)
+        + ActTiles::bytes_per_vector(h.expert_ffn);
+    // What each thread unpacks and computes, once for attention and once for experts.
+    let task = 2 * (GemmScratch::bytes(widest.max(h.expert_ffn)) + chunk * TaskBuffers::BYTES_PER_VECTOR);
     // A single position keeps the neurons of all its experts.
-    let together = h.top_k * (4 * h.expert_ffn + acts(h.expert_ffn));
+    let together = h.top_k * (4 * (h.expert_ffn + h.hidden) + acts(h.expert_ffn) + 8 * h.expert_ffn);
     (one as u64)
         .saturating_mul(chunk as u64)
+        .saturating_add((task as u64).saturating_mul(threads as u64))
         .saturating_add((together + 4 * h.vocab + size_of::<Acts>()) as u64)
 }
 

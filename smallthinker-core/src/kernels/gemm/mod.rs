@@ -73,6 +73,11 @@ pub struct GemmScratch {
 }
 
 impl GemmScratch {
+    /// Bytes for products with rows of `cols` weights.
+    pub(crate) fn bytes(cols: usize) -> usize {
+        BATCH * cols.div_ceil(32) * size_of::<PanelBlock>()
+    }
+
     /// Empty buffers.
     pub fn new() -> Self {
         Self::default()

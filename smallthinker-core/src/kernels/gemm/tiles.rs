@@ -107,6 +107,11 @@ impl ActTiles {
         first..first + self.size(tile)
     }
 
+    /// Bytes that a vector of `cols` elements takes.
+    pub(crate) fn bytes_per_vector(cols: usize) -> usize {
+        cols.div_ceil(SUB) * size_of::<TokenBlock>() / LANES
+    }
+
     /// Number of vectors.
     pub fn tokens(&self) -> usize {
         self.tokens

@@ -82,11 +82,6 @@ impl<'a> LaneMatrix<'a> {
     pub(crate) fn row_scales(&self, row: usize) -> &'a [u8] {
         self.row(row).map_or(&[], |(_, scales)| scales.as_flattened())
     }
-
-    /// Bytes of a row, padding included.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.groups * (GROUP_CODES + GROUP_SCALES)
-    }
 }
 
 /// Which rows to multiply; output `i` belongs to the `i`-th of them.
