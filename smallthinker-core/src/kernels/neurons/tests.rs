@@ -33,7 +33,7 @@ fn check(rng: &mut Rng, cols: usize, neurons: &[f32]) {
         set.down_tile(&tile, &blocks, &mut out).unwrap();
         assert_eq!(bits(&out), bits(&want), "{at}");
         // The dense product sums in the same order, but for the scalar set.
-        if matches!(set.name(), "avx2" | "avx512vnni") {
+        if matches!(set.name(), "avx2" | "avxvnni" | "avx512vnni" | "amx") {
             let mut dense = vec![f32::NAN; TILE];
             set.matvec(DType::Q4_0, &file, cols, acts.row(0), &mut dense).unwrap();
             assert_eq!(bits(&out), bits(&dense), "{at}: dense");
