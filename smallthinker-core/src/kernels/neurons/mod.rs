@@ -11,6 +11,8 @@ pub(super) mod avx2;
 pub(super) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avxvnni;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 pub(super) mod scalar;
 #[cfg(test)]
 mod tests;
