@@ -67,7 +67,7 @@ pub struct Kernels {
     name: &'static str,
     tile: fn(DType) -> TileFn,
     lanes: lanes::LanesFn,
-    neurons: neurons::NeuronsFn,
+    neurons: neurons::Functions,
     prefetch: unsafe fn(&[u8]),
     quantize_acts: unsafe fn(&[f32], &mut [ActGroup]),
     dot_f16: unsafe fn(&[f32], &[u16]) -> f32,

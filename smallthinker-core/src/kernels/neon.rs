@@ -13,7 +13,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     name: "neon",
     tile,
     lanes: lanes::neon::lanes,
-    neurons: neurons::neon::neurons,
+    neurons: neurons::Functions { q4_0: neurons::neon::neurons, q8_0: neurons::neon::neurons },
     prefetch: |_| {},
     quantize_acts,
     dot_f16,

@@ -11,7 +11,7 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
     let mut rng = Rng(0x1234_5678);
     for (rows, cols) in [(1, 32), (3, 64), (9, 256), (16, 288), (13, 768), (21, 1536), (6, 2560)] {
         let file = random_q4_0(&mut rng, rows, cols);
-        let mut packed = vec![0; q4_0_bytes(Layout::Lanes, rows, cols).unwrap()];
+        let mut packed = vec![0; matrix_bytes(DType::Q4_0, Layout::Lanes, rows, cols).unwrap()];
         pack_lanes(&file, 0, rows, cols, &mut packed);
         let matrix = LaneMatrix::new(&packed, rows, cols).unwrap();
         for extreme in [false, true] {
@@ -58,7 +58,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 fn a_block_that_is_not_finite_makes_every_product_nan() {
     let mut rng = Rng(7);
     let file = random_q4_0(&mut rng, 5, 512);
-    let mut packed = vec![0; q4_0_bytes(Layout::Lanes, 5, 512).unwrap()];
+    let mut packed = vec![0; matrix_bytes(DType::Q4_0, Layout::Lanes, 5, 512).unwrap()];
     pack_lanes(&file, 0, 5, 512, &mut packed);
     let matrix = LaneMatrix::new(&packed, 5, 512).unwrap();
     let mut x = rng.vector(512);

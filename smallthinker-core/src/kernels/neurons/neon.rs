@@ -2,15 +2,15 @@
 
 use std::arch::aarch64::*;
 
-use super::{NeuronBlock, NeuronsJob};
+use super::{NeuronBlock, NeuronsJob, lines};
 use crate::kernels::neon::{dot4, halves_at, load_u8, store_four};
-use crate::tensor::packed::{BLOCK, BLOCK_SCALES, NEURON_CODES, TILE};
+use crate::tensor::packed::{BLOCK_Q8_0, BLOCK_SCALES, TILE};
 
 /// 128 outputs, four to a register.
 type Outputs = [float32x4_t; TILE / 4];
 
 #[target_feature(enable = "neon,dotprod")]
-pub(in crate::kernels) fn neurons(job: NeuronsJob<'_>) {
+pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
     let NeuronsJob { tile, neurons, out } = job;
     // By block number modulo 8. They stay in the first-level cache.
     let mut sums: [Outputs; 8] = [[vdupq_n_f32(0.0); TILE / 4]; 8];
@@ -26,23 +26,32 @@ pub(in crate::kernels) fn neurons(job: NeuronsJob<'_>) {
     }
 }
 
-/// Adds a block's products for the outputs in quarter `part` of each neuron's bytes: outputs `16 m + 4 part ..` for `m`
-/// in 0..8.
+/// Adds a block's products for the outputs in quarter `part` of each line: outputs `16 m + 4 part ..` for `m` in 0..8.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn add_part(acc: &mut Outputs, tile: &[u8; BLOCK], block: &NeuronBlock, part: usize) {
-    const { assert!(TILE == 8 * 16 && NEURON_CODES == 64) };
+fn add_part<const B: usize>(acc: &mut Outputs, tile: &[u8; B], block: &NeuronBlock, part: usize) {
+    const { assert!(TILE == 8 * 16) };
     let (scales, codes) = tile.split_at(BLOCK_SCALES);
-    let codes = codes.as_chunks::<NEURON_CODES>().0;
-    let mut dots = [vdupq_n_s32(block.offset); 8];
+    let codes = codes.as_chunks::<16>().0;
+    // Bytes become weights again below, as both sides of this set's products are signed.
+    let offset = if B == BLOCK_Q8_0 { 0 } else { block.offset(B) };
+    let mut dots = [vdupq_n_s32(offset); 8];
     for (index, q) in block.quads() {
         let q = vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(q.map(|q| q as u8))));
-        let codes = index.map(|i| load_u8(&codes[usize::from(i % 32)].as_chunks::<16>().0[part % 4]));
-        for (m, quad) in interleave(codes).into_iter().enumerate() {
-            let low = vreinterpretq_s8_u8(vandq_u8(quad, vdupq_n_u8(15)));
-            let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(quad));
-            dots[m] = dot4(dots[m], low, q);
-            dots[m + 4] = dot4(dots[m + 4], high, q);
+        for line in 0..lines(B) {
+            let at = |i: u8| 4 * (lines(B) * usize::from(i % 32) + line) + part % 4;
+            let quads = interleave(index.map(|i| load_u8(&codes[at(i)])));
+            for (m, quad) in quads.into_iter().enumerate() {
+                if B == BLOCK_Q8_0 {
+                    let m = 4 * line + m;
+                    dots[m] = dot4(dots[m], vreinterpretq_s8_u8(veorq_u8(quad, vdupq_n_u8(0x80))), q);
+                } else {
+                    let low = vreinterpretq_s8_u8(vandq_u8(quad, vdupq_n_u8(15)));
+                    let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(quad));
+                    dots[m] = dot4(dots[m], low, q);
+                    dots[m + 4] = dot4(dots[m + 4], high, q);
+                }
+            }
         }
     }
     let scales = scales.as_chunks::<8>().0;
