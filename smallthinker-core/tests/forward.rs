@@ -97,9 +97,12 @@ fn positions_beyond_the_window_and_the_ring() {
 #[test]
 fn same_bits_for_any_threads_chunks_and_budget() {
     let tokens = Random::new(5).tokens(150);
-    for dtype in [DType::F32, DType::Q4_0] {
+    let mixed = (DType::Q4_0, Some(DType::Q8_0));
+    for (dtype, down_dtype) in [(DType::F32, None), (DType::Q4_0, None), (DType::Q8_0, None), mixed] {
         for down_by_neuron in [false, true] {
-            let spec = Spec { dtype, window: 32, hidden: 128, down_by_neuron, ..Default::default() };
+            // More than one tile of outputs, the last one not full.
+            let spec =
+                Spec { dtype, down_dtype, window: 32, hidden: 160, down_by_neuron, ..Default::default() };
             let fixture = Fixture::new(spec);
             let expected = logits(&fixture.open_with(|o| o.threads = Some(1)), &tokens);
             for threads in [2, 3, 8] {

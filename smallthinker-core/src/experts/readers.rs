@@ -97,7 +97,7 @@ fn fill(shared: &Shared, (layer, expert): ExpertId, slot: &mut [u8], buffer: &mu
         } else {
             buffer.resize(m.bytes, 0);
             shared.source.read_exact_at(shard, offset, buffer)?;
-            pack(m.layout, buffer, 0, m.rows, m.cols, place);
+            pack(m.dtype, m.layout, buffer, 0, m.rows, m.cols, place);
         }
         read += m.bytes as u64;
     }

@@ -13,7 +13,7 @@ use crate::kernels::Acts;
 use crate::kernels::gemm::ActTiles;
 use crate::kernels::neurons::NeuronBlock;
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
-use crate::tensor::packed::{BLOCK, Layout, TILE};
+use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
 use crate::tiles::tiles;
 
 /// Buffers of this stage, kept between calls.
@@ -28,6 +28,7 @@ pub(crate) struct MoeScratch {
     pub(super) batch: Batch,
     /// The neurons of one expert for all its tokens.
     pub(super) tiles: ActTiles,
+    pub(super) sparse: Vec<NeuronBlock>,
 }
 
 /// Adds the chosen experts' outputs to `y` (`[tokens][hidden]`, zero before). `choices` has `top_k` entries
@@ -79,7 +80,8 @@ fn one_token(
     pass.clock.bytes(Stage::Up, active as u64 * bytes_per_row(&parts.up));
     if parts.down.layout == Layout::Neurons {
         // One place per expert and output: which thread makes it when does not matter for the sum.
-        let tile_bytes = blocks * BLOCK;
+        let dtype = parts.down.dtype;
+        let tile_bytes = blocks * neuron_block_bytes(dtype).unwrap_or(0);
         let width = hidden.next_multiple_of(TILE);
         s.down.resize(choices.len() * width, 0.0);
         let blocks: Vec<NeuronBlock> = s.blocks.iter().map(|b| b.packed).collect();
@@ -90,12 +92,12 @@ fn one_token(
             let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
             let neurons = &blocks[e * per_expert..(e + 1) * per_expert];
             let out = tile.row(e).first_chunk_mut::<TILE>();
-            out.map_or(Ok(()), |out| kernels.down_tile(bytes, neurons, out))
+            out.map_or(Ok(()), |out| kernels.down_tile(dtype, bytes, neurons, out))
         })?;
         for (choice, out) in choices.iter().zip(s.down.chunks_exact(width)) {
             add_scaled(y, choice.weight, &out[..hidden]);
         }
-        let touched: usize = blocks.iter().map(NeuronBlock::bytes).sum();
+        let touched: usize = blocks.iter().map(|b| b.bytes(dtype)).sum();
         pass.clock.bytes(Stage::Down, (touched * (width / TILE)) as u64);
         pass.clock.lap(Stage::Down);
         return Ok(());

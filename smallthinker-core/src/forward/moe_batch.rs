@@ -11,14 +11,18 @@ use crate::forward::moe::{MoeScratch, add_scaled};
 use crate::forward::neurons::NEURONS;
 use crate::forward::router::Choice;
 use crate::kernels::gemm::{ActTiles, block_places};
+use crate::kernels::neurons::NeuronBlock;
 use crate::kernels::{ActGroup, ActRow, Acts, Forms, GROUP, Kernels};
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
 use crate::pool::Team;
-use crate::tensor::dequantize;
 use crate::tensor::matrix::Matrix;
-use crate::tensor::packed::{Layout, TILE};
+use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
+use crate::tensor::{DType, dequantize};
 use crate::tiles::tiles;
 use crate::{Error, Result};
+
+/// Tokens of a task of [`sparse_down`]: enough to find a tile's weights in the cache after the first.
+const SPARSE_TOKENS: usize = 64;
 
 /// A token that chose an expert, and the weight of the choice.
 type User = (usize, f32);
@@ -43,7 +47,7 @@ pub(super) fn by_expert(
         let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
         pass.clock.lap(Stage::Wait);
         let [gate, up, down] = parts.matrices().map(|m| slot.matrix(m));
-        if parts.matrices().iter().all(|m| m.layout != Layout::Rows) {
+        if parts.matrices().iter().all(|m| m.layout != Layout::Rows && m.dtype == DType::Q4_0) {
             let (rows, spare) = s.batch.parts();
             arrange(team, xs, users.len(), &|i| users[i].0, rows)?;
             packed_neurons(team, kernels, [&gate, &up], rows, spare, &mut s.tiles)?;
@@ -62,10 +66,14 @@ pub(super) fn by_expert(
                 down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?;
             } else {
                 pass.quantize(&s.gate, ffn, Forms::of(&[down.dtype]), &mut s.neurons)?;
-                s.down.resize(n * down.rows, 0.0);
-                linear(team, kernels, &[down], &s.neurons, &mut s.batch, &mut s.down)?;
-                for ((t, w), out) in users.iter().zip(s.down.chunks_exact(down.rows)) {
-                    add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out);
+                if down.layout == Layout::Neurons && down.dtype != DType::Q4_0 {
+                    sparse_down(team, kernels, &down, &s.neurons, &mut s.sparse, users, y)?;
+                } else {
+                    s.down.resize(n * down.rows, 0.0);
+                    linear(team, kernels, &[down], &s.neurons, &mut s.batch, &mut s.down)?;
+                    for ((t, w), out) in users.iter().zip(s.down.chunks_exact(down.rows)) {
+                        add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out);
+                    }
                 }
             }
         }
@@ -132,6 +140,43 @@ fn packed_down(
             users.iter().zip(out).for_each(|((t, w), out)| add_scaled(tile.row(*t), *w, out));
             Ok(())
         })
+    })
+}
+
+/// As [`packed_down`] for the types that have no product with many vectors in this layout: one vector at a time, the
+/// neurons that are zero skipped.
+fn sparse_down(
+    team: &Team<'_>,
+    kernels: &Kernels,
+    down: &Matrix<'_>,
+    neurons: &Acts,
+    blocks: &mut Vec<NeuronBlock>,
+    users: &[User],
+    y: &mut [f32],
+) -> Result<()> {
+    let per_token = down.cols / NEURONS;
+    blocks.resize(neurons.tokens() * per_token, NeuronBlock::ZERO);
+    tiles(team, blocks, per_token, (SPARSE_TOKENS, per_token), &|tile| {
+        for t in tile.rows() {
+            let row = neurons.row(t);
+            for (b, place) in tile.row(t).iter_mut().enumerate() {
+                *place = row.block(b).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
+            }
+        }
+        Ok(())
+    })?;
+    let tile_bytes = per_token * neuron_block_bytes(down.dtype).unwrap_or(0);
+    tiles(team, y, down.rows, (SPARSE_TOKENS, TILE), &|tile| {
+        let at = tile.cols().start / TILE * tile_bytes;
+        let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
+        let tokens = tile.rows();
+        let mut out = [0.0f32; TILE];
+        let users = users.iter().zip(blocks.chunks_exact(per_token.max(1)));
+        for ((t, w), blocks) in users.filter(|((t, _), _)| tokens.contains(t)) {
+            kernels.down_tile(down.dtype, bytes, blocks, &mut out)?;
+            add_scaled(tile.row(*t), *w, &out);
+        }
+        Ok(())
     })
 }
 

@@ -18,7 +18,7 @@ const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
         name,
         tile,
         lanes: lanes::avx512::lanes,
-        neurons: neurons::avx512::neurons,
+        neurons: neurons::Functions { q4_0: neurons::avx512::neurons, q8_0: neurons::avx512::neurons },
         prefetch: avx2::prefetch_bytes,
         quantize_acts: avx2::quantize_acts,
         dot_f16: avx2::dot_f16,

@@ -67,7 +67,7 @@ pub struct Kernels {
     name: &'static str,
     tile: fn(DType) -> TileFn,
     lanes: lanes::LanesFn,
-    neurons: neurons::NeuronsFn,
+    neurons: neurons::Functions,
     prefetch: unsafe fn(&[u8]),
     quantize_acts: unsafe fn(&[f32], &mut [ActGroup]),
     dot_f16: unsafe fn(&[f32], &[u16]) -> f32,
@@ -102,7 +102,7 @@ impl Kernels {
 
     /// All sets that this CPU and operating system can run, best first; the last is always "scalar".
     pub fn available() -> Vec<&'static Kernels> {
-        let mut sets: Vec<&'static Kernels> = Vec::with_capacity(4);
+        let mut sets: Vec<&'static Kernels> = Vec::with_capacity(5);
         // The macros look at the CPU's flags and at the register state that the operating system saves
         // (OSXSAVE and XCR0 on x86, hwcaps on Arm), so a set is listed only if its registers survive a
         // context switch.
@@ -116,6 +116,9 @@ impl Kernels {
                     sets.push(&avx512::AMX_KERNELS);
                 }
                 sets.push(&avx512::KERNELS);
+            }
+            if avx2 && has!("avxvnni") {
+                sets.push(&avx2::VNNI_KERNELS);
             }
             if avx2 {
                 sets.push(&avx2::KERNELS);
@@ -131,8 +134,8 @@ impl Kernels {
         sets
     }
 
-    /// The set with this name, if this machine can run it: "amx", "avx512vnni", "avx2", "neon" or
-    /// "scalar".
+    /// The set with this name, if this machine can run it: "amx", "avx512vnni", "avxvnni", "avx2", "neon"
+    /// or "scalar".
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
         Self::available().into_iter().find(|set| set.name == name)
     }

@@ -12,8 +12,8 @@ use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, f16};
 pub(super) static KERNELS: Kernels = Kernels {
     name: "neon",
     tile,
-    lanes: lanes::scalar::lanes,
-    neurons: neurons::scalar::neurons,
+    lanes: lanes::neon::lanes,
+    neurons: neurons::Functions { q4_0: neurons::neon::neurons, q8_0: neurons::neon::neurons },
     prefetch: |_| {},
     quantize_acts,
     dot_f16,
@@ -39,16 +39,24 @@ fn tile(dtype: DType) -> TileFn {
 /// Loads 16 bytes.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn load(x: &[i8; 16]) -> int8x16_t {
+pub(super) fn load(x: &[i8; 16]) -> int8x16_t {
     // SAFETY: 16 initialised bytes; the load needs no alignment.
     unsafe { vld1q_s8(x.as_ptr()) }
+}
+
+/// Loads 16 unsigned bytes.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn load_u8(x: &[u8; 16]) -> uint8x16_t {
+    // SAFETY: 16 initialised bytes; the load needs no alignment.
+    unsafe { vld1q_u8(x.as_ptr()) }
 }
 
 /// `acc` plus the sums of four neighbouring products. The intrinsic of this instruction is not stable on our
 /// oldest compiler.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn dot4(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn dot4(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     // SAFETY: registers only; the CPU has the extension because this function's target features say so.
     unsafe {
         asm!("sdot {acc:v}.4s, {a:v}.16b, {b:v}.16b", acc = inout(vreg) acc, a = in(vreg) a, b = in(vreg) b,
@@ -69,8 +77,7 @@ impl Codes for BlockQ4_0 {
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn codes(&self) -> [int8x16_t; 2] {
-        // SAFETY: 16 initialised bytes; the load needs no alignment.
-        let bytes = unsafe { vld1q_u8(self.qs.as_ptr()) };
+        let bytes = load_u8(&self.qs);
         let nibbles = [vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8::<4>(bytes)];
         nibbles.map(|n| vsubq_s8(vreinterpretq_s8_u8(n), vdupq_n_s8(8)))
     }
@@ -165,6 +172,22 @@ fn load_u16(x: &[u8; 8]) -> uint16x4_t {
     vreinterpret_u16_u8(unsafe { vld1_u8(x.as_ptr()) })
 }
 
+/// Four half-precision numbers in `f32`.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn halves_at(d: &[u8; 8]) -> float32x4_t {
+    widen_f16(load_u16(d))
+}
+
+/// The sum of eight lanes in the order in which all sets add them.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn sum_tree([low, high]: [float32x4_t; 2]) -> f32 {
+    let four = vaddq_f32(low, high);
+    let two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
+}
+
 impl Float for F32 {
     type Four = [u8; 16];
     type One = [u8; 4];
@@ -231,9 +254,25 @@ fn float_tile<F: Float>(mut t: Tile<'_>) {
 /// Loads eight floats.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn load_f32(x: &[f32; 8]) -> [float32x4_t; 2] {
+pub(super) fn load_f32(x: &[f32; 8]) -> [float32x4_t; 2] {
     // SAFETY: eight initialised floats.
     unsafe { [vld1q_f32(x.as_ptr()), vld1q_f32(x.as_ptr().add(4))] }
+}
+
+/// Loads eight integers.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn load_i32(x: &[i32; 8]) -> [int32x4_t; 2] {
+    // SAFETY: eight initialised integers.
+    unsafe { [vld1q_s32(x.as_ptr()), vld1q_s32(x.as_ptr().add(4))] }
+}
+
+/// Stores four floats.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn store_four(out: &mut [f32; 4], x: float32x4_t) {
+    // SAFETY: room for four floats.
+    unsafe { vst1q_f32(out.as_mut_ptr(), x) }
 }
 
 /// Loads eight halves as floats.

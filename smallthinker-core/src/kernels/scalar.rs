@@ -10,7 +10,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
     tile,
     lanes: lanes::scalar::lanes,
-    neurons: neurons::scalar::neurons,
+    neurons: neurons::Functions { q4_0: neurons::scalar::neurons, q8_0: neurons::scalar::neurons },
     prefetch: |_| {},
     quantize_acts,
     dot_f16,

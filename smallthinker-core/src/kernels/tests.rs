@@ -53,7 +53,7 @@ fn set_scales(dtype: DType, bytes: &mut [u8], mut scale: impl FnMut() -> f32) {
 }
 
 /// Random weights; `whole` makes their values small integers, so that products are exact in `f32`.
-fn weights(rng: &mut Rng, dtype: DType, rows: usize, cols: usize, whole: bool) -> Vec<u8> {
+pub(super) fn weights(rng: &mut Rng, dtype: DType, rows: usize, cols: usize, whole: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
     if !dtype.is_quantized() {
         for _ in 0..rows * cols {

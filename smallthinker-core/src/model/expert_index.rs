@@ -5,8 +5,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::model::hparams::Hparams;
 use crate::model::weights::expect_tensor;
 use crate::tensor::DType;
-use crate::tensor::matrix::matrix_bytes;
-use crate::tensor::packed::Layout;
+use crate::tensor::packed::{Layout, matrix_bytes};
 use crate::{Error, Result};
 
 /// One of an expert's three matrices, for all experts of a layer.

@@ -4,8 +4,8 @@ use crate::arena::{Arena, Slab};
 use crate::cancel::CancelFlag;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::hparams::Hparams;
-use crate::tensor::matrix::{Matrix, matrix_bytes};
-use crate::tensor::packed::{Layout, pack};
+use crate::tensor::matrix::Matrix;
+use crate::tensor::packed::{Layout, matrix_bytes, pack};
 use crate::tensor::{DType, dequantize};
 use crate::{Error, Result};
 
@@ -244,7 +244,7 @@ impl Loader<'_> {
         for first in (0..rows).step_by(rows_per_piece) {
             let piece = &mut buffer[..rows_per_piece.min(rows - first) * row_bytes];
             self.bytes(info, first * row_bytes, piece)?;
-            pack(layout, piece, first, rows, cols, out);
+            pack(info.dtype, layout, piece, first, rows, cols, out);
         }
         Ok(())
     }

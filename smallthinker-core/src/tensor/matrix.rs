@@ -1,6 +1,6 @@
 //! A weight matrix in memory, as the products see it.
 
-use super::packed::{Layout, q4_0_bytes};
+use super::packed::Layout;
 use super::{DType, dequantize};
 use crate::{Error, Result};
 
@@ -12,14 +12,6 @@ pub(crate) struct Matrix<'a> {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) data: &'a [u8],
-}
-
-/// Bytes that a matrix takes in memory; `None` if `cols` is not whole blocks or the size overflows.
-pub(crate) fn matrix_bytes(dtype: DType, layout: Layout, rows: usize, cols: usize) -> Option<usize> {
-    match layout {
-        Layout::Rows => dtype.row_bytes(cols)?.checked_mul(rows),
-        Layout::Lanes | Layout::Neurons => q4_0_bytes(layout, rows, cols),
-    }
 }
 
 impl<'a> Matrix<'a> {

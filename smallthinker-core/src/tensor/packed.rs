@@ -1,4 +1,4 @@
-//! Layouts of Q4_0 weights that kernels read at memory speed. Codes and scales are the file's, only their places
+//! Layouts of Q4_0 and Q8_0 weights that kernels read at memory speed. Codes and scales are the file's, only their places
 //! differ, so nothing is lost.
 //!
 //! [`Layout::Lanes`] suits products row by row. The eight blocks of a group of 256 columns lie side by side, four
@@ -9,21 +9,31 @@
 //! In both, codes and scales lie apart: codes then fill whole cache lines.
 
 use super::DType;
-use super::block::{BlockQ4_0, cast};
+use super::block::{BlockQ4_0, BlockQ8_0, cast};
 
 /// Columns of a group of [`Layout::Lanes`].
 pub(crate) const GROUP_COLS: usize = 256;
 /// Bytes of a group's codes, and of its scales.
 pub(crate) const GROUP_CODES: usize = 128;
 pub(crate) const GROUP_SCALES: usize = 16;
-/// Outputs of a tile of [`Layout::Neurons`]: a neuron's codes for them are one cache line.
+/// Outputs of a tile of [`Layout::Neurons`].
 pub(crate) const TILE: usize = 128;
-/// Bytes of a neuron's codes in a tile.
-pub(crate) const NEURON_CODES: usize = TILE / 2;
+/// Bytes of a neuron's Q4_0 codes in a tile: one cache line. Q8_0 has two lines.
+pub(crate) const LINE: usize = TILE / 2;
 /// Bytes of the scales of a block of 32 neurons in a tile, which lie before the block's codes.
 pub(crate) const BLOCK_SCALES: usize = 2 * TILE;
 /// Bytes of a block of 32 neurons in a tile.
-pub(crate) const BLOCK: usize = BLOCK_SCALES + 32 * NEURON_CODES;
+pub(crate) const BLOCK_Q4_0: usize = BLOCK_SCALES + 32 * LINE;
+pub(crate) const BLOCK_Q8_0: usize = BLOCK_SCALES + 32 * 2 * LINE;
+
+/// Bytes of a block of 32 neurons in a tile; `None` for types that don't lie by neuron.
+pub(crate) fn neuron_block_bytes(dtype: DType) -> Option<usize> {
+    match dtype {
+        DType::Q4_0 => Some(BLOCK_Q4_0),
+        DType::Q8_0 => Some(BLOCK_Q8_0),
+        _ => None,
+    }
+}
 
 /// How a weight matrix lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +44,14 @@ pub(crate) enum Layout {
     /// stands at `[k][block][e]`. Then a plane of half-precision scales, `[rows][groups][8 blocks]`. Columns
     /// are padded with zeros to whole groups.
     Lanes,
-    /// Q4_0, for the stored matrix `[outputs, neurons]`: tiles of 128 outputs, in each the blocks of 32 neurons,
-    /// in each 128 half-precision scales and then 64 bytes of codes per neuron. Byte `16 l + 4 m + e` (`l`, `m`,
-    /// `e` in 0..4) holds output `16 m + 4 l + e` in its low and 64 more in its high half: interleaving the bytes
-    /// of four neurons within 128-bit lanes, as vector instructions do, then gives consecutive outputs. Outputs
-    /// are padded with zeros to whole tiles.
+    /// Q4_0 or Q8_0, for the stored matrix `[outputs, neurons]`: tiles of 128 outputs, in each the blocks of 32
+    /// neurons, in each 128 half-precision scales and then the codes of each neuron. Outputs are padded with zeros
+    /// to whole tiles.
+    ///
+    /// Q4_0 codes take 64 bytes: byte `16 l + 4 m + e` (`l`, `m`, `e` in 0..4) holds output `16 m + 4 l + e` in its
+    /// low and 64 more in its high half. Interleaving the bytes of four neurons within 128-bit lanes, as vector
+    /// instructions do, then gives consecutive outputs. Q8_0 codes take 64 bytes in the same order for the first 64
+    /// outputs, then 64 bytes for the others; they are stored plus 128, as byte products want them unsigned.
     Neurons,
 }
 
@@ -50,21 +63,32 @@ impl Layout {
 
     /// The layout that the down projection is fastest in.
     pub(crate) fn by_neuron(dtype: DType) -> Layout {
-        if dtype == DType::Q4_0 { Layout::Neurons } else { Layout::Rows }
+        if neuron_block_bytes(dtype).is_some() { Layout::Neurons } else { Layout::Rows }
     }
 }
 
 /// Packs a whole matrix, or the rows from `first` on that `file` holds: whole tiles for [`Layout::Neurons`].
-pub(crate) fn pack(layout: Layout, file: &[u8], first: usize, rows: usize, cols: usize, out: &mut [u8]) {
+pub(crate) fn pack(
+    dtype: DType,
+    layout: Layout,
+    file: &[u8],
+    first: usize,
+    rows: usize,
+    cols: usize,
+    out: &mut [u8],
+) {
     match layout {
         // What lies as in the file is read into its place.
         Layout::Rows => {}
         Layout::Lanes => pack_lanes(file, first, rows, cols, out),
         Layout::Neurons => {
-            let (tile_file, tile) = (TILE * cols / 32 * size_of::<BlockQ4_0>(), cols / 32 * BLOCK);
-            if tile > 0 {
+            let (row, block) = (dtype.row_bytes(cols).unwrap_or(0), neuron_block_bytes(dtype).unwrap_or(0));
+            let tile = cols / 32 * block;
+            if row > 0 && tile > 0 {
                 let tiles = out.chunks_exact_mut(tile).skip(first / TILE);
-                file.chunks(tile_file).zip(tiles).for_each(|(file, out)| pack_neurons_tile(file, cols, out));
+                file.chunks(TILE * row)
+                    .zip(tiles)
+                    .for_each(|(file, out)| pack_neurons_tile(dtype, file, cols, out));
             }
         }
     }
@@ -75,15 +99,17 @@ pub(crate) fn groups(cols: usize) -> usize {
     cols.div_ceil(GROUP_COLS)
 }
 
-/// Bytes that a Q4_0 matrix takes in a layout; `None` if `cols` is not whole blocks or the size overflows.
-pub(crate) fn q4_0_bytes(layout: Layout, rows: usize, cols: usize) -> Option<usize> {
-    if !cols.is_multiple_of(32) {
-        return None;
-    }
+/// Bytes that a matrix takes in a layout; `None` if the type does not lie so, `cols` is not whole blocks or the size
+/// overflows.
+pub(crate) fn matrix_bytes(dtype: DType, layout: Layout, rows: usize, cols: usize) -> Option<usize> {
+    let row = dtype.row_bytes(cols)?;
     match layout {
-        Layout::Rows => rows.checked_mul(cols / 32 * size_of::<BlockQ4_0>()),
+        Layout::Rows => rows.checked_mul(row),
+        Layout::Lanes if dtype != DType::Q4_0 => None,
         Layout::Lanes => rows.checked_mul(groups(cols))?.checked_mul(GROUP_CODES + GROUP_SCALES),
-        Layout::Neurons => rows.div_ceil(TILE).checked_mul(cols / 32)?.checked_mul(BLOCK),
+        Layout::Neurons => {
+            rows.div_ceil(TILE).checked_mul(cols / 32)?.checked_mul(neuron_block_bytes(dtype)?)
+        }
     }
 }
 
@@ -139,36 +165,69 @@ pub(crate) fn unpack_lanes_row(packed: &[u8], row: usize, rows: usize, cols: usi
     file
 }
 
-/// The output, counted within a tile, that byte `p` of a neuron's codes holds in its low half.
+/// The output, counted within a tile, that byte `p` of a line of a neuron's codes holds in its low half.
 pub(crate) const fn low_output(p: usize) -> usize {
     16 * (p / 4 % 4) + 4 * (p / 16) + p % 4
 }
 
 /// Packs the rows of one tile (up to [`TILE`] rows of `cols` weights, as in the file) into its place in
 /// [`Layout::Neurons`].
-pub(crate) fn pack_neurons_tile(file: &[u8], cols: usize, out: &mut [u8]) {
+pub(crate) fn pack_neurons_tile(dtype: DType, file: &[u8], cols: usize, out: &mut [u8]) {
     let per_row = cols / 32;
-    let all = cast::<BlockQ4_0>(file).0;
-    for (b, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate().take(per_row) {
-        let block = |row: usize| all.get(row * per_row + b);
-        let (scales, codes) = out.split_at_mut(BLOCK_SCALES);
-        for (row, scale) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            *scale = block(row).map_or([0; 2], |block| block.d);
+    if dtype == DType::Q8_0 {
+        let all = cast::<BlockQ8_0>(file).0;
+        for (b, out) in out.as_chunks_mut::<BLOCK_Q8_0>().0.iter_mut().enumerate().take(per_row) {
+            pack_block_q8_0(|row| all.get(row * per_row + b), out);
         }
-        // Byte `e` of a row holds neurons `e` and `e + 16`; sixteen rows at a time become sixteen bytes by neuron.
-        for part in 0..NEURON_CODES / 16 {
-            let of = |shift: usize| {
-                transpose(&std::array::from_fn(|i| {
-                    block(low_output(16 * part + i) + shift).map_or([0; 16], |block| block.qs)
-                }))
-            };
-            let (low, high) = (of(0), of(TILE / 2));
-            for (e, (low, high)) in low.iter().zip(&high).enumerate() {
-                let place = |neuron: usize| NEURON_CODES * neuron + 16 * part;
-                let first: [u8; 16] = std::array::from_fn(|i| (low[i] & 15) | (high[i] << 4));
-                let second: [u8; 16] = std::array::from_fn(|i| (low[i] >> 4) | (high[i] & 0xf0));
-                codes[place(e)..place(e) + 16].copy_from_slice(&first);
-                codes[place(e + 16)..place(e + 16) + 16].copy_from_slice(&second);
+    } else {
+        let all = cast::<BlockQ4_0>(file).0;
+        for (b, out) in out.as_chunks_mut::<BLOCK_Q4_0>().0.iter_mut().enumerate().take(per_row) {
+            pack_block_q4_0(|row| all.get(row * per_row + b), out);
+        }
+    }
+}
+
+/// `block(row)` is the block's part in a row of the tile, if there is such a row.
+fn pack_block_q4_0<'a>(block: impl Fn(usize) -> Option<&'a BlockQ4_0>, out: &mut [u8; BLOCK_Q4_0]) {
+    let (scales, codes) = out.split_at_mut(BLOCK_SCALES);
+    for (row, scale) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *scale = block(row).map_or([0; 2], |block| block.d);
+    }
+    // Byte `e` of a row holds neurons `e` and `e + 16`; sixteen rows at a time become sixteen bytes by neuron.
+    for part in 0..LINE / 16 {
+        let of = |shift: usize| {
+            transpose(&std::array::from_fn(|i| {
+                block(low_output(16 * part + i) + shift).map_or([0; 16], |block| block.qs)
+            }))
+        };
+        let (low, high) = (of(0), of(TILE / 2));
+        for (e, (low, high)) in low.iter().zip(&high).enumerate() {
+            let place = |neuron: usize| LINE * neuron + 16 * part;
+            let first: [u8; 16] = std::array::from_fn(|i| (low[i] & 15) | (high[i] << 4));
+            let second: [u8; 16] = std::array::from_fn(|i| (low[i] >> 4) | (high[i] & 0xf0));
+            codes[place(e)..place(e) + 16].copy_from_slice(&first);
+            codes[place(e + 16)..place(e + 16) + 16].copy_from_slice(&second);
+        }
+    }
+}
+
+fn pack_block_q8_0<'a>(block: impl Fn(usize) -> Option<&'a BlockQ8_0>, out: &mut [u8; BLOCK_Q8_0]) {
+    let (scales, codes) = out.split_at_mut(BLOCK_SCALES);
+    for (row, scale) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *scale = block(row).map_or([0; 2], |block| block.d);
+    }
+    for part in 0..2 * LINE / 16 {
+        let (line, at) = (part / 4, 16 * (part % 4));
+        for half in 0..2 {
+            // Flipping the top bit of a signed byte adds 128.
+            let bytes = transpose(&std::array::from_fn(|i| {
+                let row = low_output(at + i) + TILE / 2 * line;
+                let codes = block(row).and_then(|block| block.qs.as_chunks::<16>().0.get(half));
+                codes.map_or([0x80; 16], |codes| codes.map(|code| code as u8 ^ 0x80))
+            }));
+            for (e, bytes) in bytes.iter().enumerate() {
+                let place = 2 * LINE * (16 * half + e) + LINE * line + at;
+                codes[place..place + 16].copy_from_slice(bytes);
             }
         }
     }
@@ -192,13 +251,13 @@ fn transpose(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
 mod tests {
     use super::*;
 
-    fn file(rows: usize, cols: usize) -> Vec<u8> {
+    fn file(dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
         let mut state = 12345u32;
         let mut byte = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 24) as u8
         };
-        (0..rows * cols / 32 * 18).map(|_| byte()).collect()
+        (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| byte()).collect()
     }
 
     /// The code of a weight as the file has it.
@@ -215,9 +274,9 @@ mod tests {
     #[test]
     fn lanes_hold_every_weight_at_its_place() {
         for (rows, cols) in [(1, 32), (5, 256), (3, 288), (7, 768)] {
-            let file = file(rows, cols);
+            let file = file(DType::Q4_0, rows, cols);
             let groups = groups(cols);
-            let mut out = vec![0xaa; q4_0_bytes(Layout::Lanes, rows, cols).unwrap()];
+            let mut out = vec![0xaa; matrix_bytes(DType::Q4_0, Layout::Lanes, rows, cols).unwrap()];
             // In two steps, as a reader does.
             let part = rows / 2;
             let (a, b) = file.split_at(part * cols / 32 * 18);
@@ -244,16 +303,14 @@ mod tests {
     #[test]
     fn neurons_hold_every_weight_at_its_place() {
         for (rows, cols) in [(1, 32), (128, 64), (200, 96), (256, 768)] {
-            let file = file(rows, cols);
-            let mut out = vec![0xaa; q4_0_bytes(Layout::Neurons, rows, cols).unwrap()];
-            let tile_bytes = cols / 32 * BLOCK;
-            for (t, rows) in file.chunks(TILE * cols / 32 * 18).enumerate() {
-                pack_neurons_tile(rows, cols, &mut out[t * tile_bytes..(t + 1) * tile_bytes]);
-            }
+            let file = file(DType::Q4_0, rows, cols);
+            let mut out = vec![0xaa; matrix_bytes(DType::Q4_0, Layout::Neurons, rows, cols).unwrap()];
+            let tile_bytes = cols / 32 * BLOCK_Q4_0;
+            pack(DType::Q4_0, Layout::Neurons, &file, 0, rows, cols, &mut out);
             for row in 0..rows.next_multiple_of(TILE) {
                 for col in 0..cols {
-                    let block = &out[row / TILE * tile_bytes + col / 32 * BLOCK..][..BLOCK];
-                    let codes = &block[BLOCK_SCALES + col % 32 * NEURON_CODES..][..NEURON_CODES];
+                    let block = &out[row / TILE * tile_bytes + col / 32 * BLOCK_Q4_0..][..BLOCK_Q4_0];
+                    let codes = &block[BLOCK_SCALES + col % 32 * LINE..][..LINE];
                     let p = (0..64).find(|&p| low_output(p) == row % 64).unwrap();
                     let found = if row % TILE < 64 { codes[p] & 15 } else { codes[p] >> 4 };
                     let inside = row < rows;
@@ -262,6 +319,34 @@ mod tests {
                     let at = 2 * (row % TILE);
                     let want = if inside { scale(&file, cols, row, col / 32) } else { &[0, 0] };
                     assert_eq!(&block[at..at + 2], want);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn neurons_of_eight_bits_hold_every_weight_at_its_place() {
+        for (rows, cols) in [(1, 32), (128, 64), (200, 96)] {
+            let file = file(DType::Q8_0, rows, cols);
+            let mut out = vec![0xaa; matrix_bytes(DType::Q8_0, Layout::Neurons, rows, cols).unwrap()];
+            // In two steps, as a reader does.
+            let (a, b) = file.split_at(file.len().min(TILE * cols / 32 * 34));
+            pack(DType::Q8_0, Layout::Neurons, a, 0, rows, cols, &mut out);
+            pack(DType::Q8_0, Layout::Neurons, b, TILE, rows, cols, &mut out);
+            for row in 0..rows.next_multiple_of(TILE) {
+                for col in 0..cols {
+                    let block = row / TILE * (cols / 32) + col / 32;
+                    let block = &out[block * BLOCK_Q8_0..][..BLOCK_Q8_0];
+                    let p = (0..64).find(|&p| low_output(p) == row % 64).unwrap();
+                    let at = BLOCK_SCALES + col % 32 * 128 + row % TILE / 64 * 64 + p;
+                    let stored = (row * cols + col) / 32 * 34;
+                    let (code, scale): (u8, &[u8]) = if row < rows {
+                        (file[stored + 2 + col % 32], &file[stored..stored + 2])
+                    } else {
+                        (0, &[0, 0])
+                    };
+                    assert_eq!(block[at].wrapping_sub(128), code, "{rows}x{cols}: {row}, {col}");
+                    assert_eq!(&block[2 * (row % TILE)..][..2], scale);
                 }
             }
         }

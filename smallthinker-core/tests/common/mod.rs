@@ -26,6 +26,8 @@ pub struct Spec {
     pub tied: bool,
     pub sigmoid: bool,
     pub dtype: DType,
+    /// Of the experts' down matrices, if another.
+    pub down_dtype: Option<DType>,
     /// Store down by neuron, as the report's own engine does.
     pub down_by_neuron: bool,
     pub context: usize,
@@ -46,6 +48,7 @@ impl Default for Spec {
             tied: true,
             sigmoid: true,
             dtype: DType::F32,
+            down_dtype: None,
             down_by_neuron: false,
             context: 1024,
         }
@@ -175,7 +178,7 @@ fn tensors(s: &Spec) -> Vec<(String, DType, Vec<usize>)> {
         add("ffn_gate_exps", s.dtype, &[s.hidden, s.ffn, s.experts]);
         add("ffn_up_exps", s.dtype, &[s.hidden, s.ffn, s.experts]);
         let down = if s.down_by_neuron { [s.hidden, s.ffn] } else { [s.ffn, s.hidden] };
-        add("ffn_down_exps", s.dtype, &[down[0], down[1], s.experts]);
+        add("ffn_down_exps", s.down_dtype.unwrap_or(s.dtype), &[down[0], down[1], s.experts]);
     }
     all.push(("output_norm.weight".into(), DType::F32, vec![s.hidden]));
     if !s.tied {

@@ -18,21 +18,36 @@ use crate::tensor::block::{Plain, cast, padded};
 pub(super) use blocks::{add_scaled, half_scales, half_scales_at};
 pub(super) use float::{axpy_f16, axpy_f32, dot_f16, dot_f32, f32_to_f16};
 
-pub(super) static KERNELS: Kernels = Kernels {
-    name: "avx2",
-    tile,
-    lanes: lanes::avx2::lanes,
-    neurons: neurons::avx2::neurons,
-    prefetch: prefetch_bytes,
-    quantize_acts,
-    dot_f16,
-    axpy_f16,
-    dot_f32,
-    axpy_f32,
-    f32_to_f16,
-    gemm: AVX2,
-    attention: &attention::avx2::FUNCTIONS,
-};
+pub(super) static KERNELS: Kernels = with_packed(
+    "avx2",
+    lanes::avx2::lanes,
+    neurons::Functions { q4_0: neurons::avx2::neurons, q8_0: neurons::avx2::neurons },
+);
+
+/// With the byte dot product of CPUs that have it for 256-bit registers only (AVX-VNNI).
+pub(super) static VNNI_KERNELS: Kernels = with_packed(
+    "avxvnni",
+    lanes::avxvnni::lanes,
+    neurons::Functions { q4_0: neurons::avxvnni::neurons, q8_0: neurons::avxvnni::neurons },
+);
+
+const fn with_packed(name: &'static str, lanes: lanes::LanesFn, neurons: neurons::Functions) -> Kernels {
+    Kernels {
+        name,
+        tile,
+        lanes,
+        neurons,
+        prefetch: prefetch_bytes,
+        quantize_acts,
+        dot_f16,
+        axpy_f16,
+        dot_f32,
+        axpy_f32,
+        f32_to_f16,
+        gemm: AVX2,
+        attention: &attention::avx2::FUNCTIONS,
+    }
+}
 
 /// How far ahead of the arithmetic weights are requested from memory. Worth a factor of two in a product
 /// with one vector, which is bound by how many cache lines are under way.

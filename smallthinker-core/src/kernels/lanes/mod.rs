@@ -8,6 +8,10 @@
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avxvnni;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 pub(super) mod scalar;
 #[cfg(test)]
 mod tests;
@@ -15,7 +19,8 @@ mod tests;
 use super::acts::{ActGroup, ActRow, GROUP};
 use super::{Kernels, misuse};
 use crate::error::Result;
-use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES, Layout, groups, q4_0_bytes};
+use crate::tensor::DType;
+use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES, Layout, groups, matrix_bytes};
 
 /// 256 quantized activations in the order of a group's codes: `[8 quads][8 blocks][4]`.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +63,7 @@ pub(crate) struct LaneMatrix<'a> {
 impl<'a> LaneMatrix<'a> {
     /// Views `data`, the whole matrix. Errors: [`Error::Internal`](crate::Error::Internal) if its length does not fit.
     pub(crate) fn new(data: &'a [u8], rows: usize, cols: usize) -> Result<LaneMatrix<'a>> {
-        if q4_0_bytes(Layout::Lanes, rows, cols) != Some(data.len()) {
+        if matrix_bytes(DType::Q4_0, Layout::Lanes, rows, cols) != Some(data.len()) {
             return Err(misuse("lanes", format_args!("{} bytes for {rows} rows of {cols}", data.len())));
         }
         let groups = groups(cols);

@@ -11,7 +11,7 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
     let mut rng = Rng(0x1234_5678);
     for (rows, cols) in [(1, 32), (3, 64), (9, 256), (16, 288), (13, 768), (21, 1536), (6, 2560)] {
         let file = random_q4_0(&mut rng, rows, cols);
-        let mut packed = vec![0; q4_0_bytes(Layout::Lanes, rows, cols).unwrap()];
+        let mut packed = vec![0; matrix_bytes(DType::Q4_0, Layout::Lanes, rows, cols).unwrap()];
         pack_lanes(&file, 0, rows, cols, &mut packed);
         let matrix = LaneMatrix::new(&packed, rows, cols).unwrap();
         for extreme in [false, true] {
@@ -40,7 +40,7 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
                 let selected: Vec<f32> = list.iter().map(|&i| want[i as usize]).collect();
                 assert_eq!(bits(&picked), bits(&selected), "{at}");
                 // The vector sets sum rows of the file in the same order; the scalar one does not.
-                if matches!(set.name(), "avx2" | "avx512vnni") {
+                if matches!(set.name(), "avx2" | "avxvnni" | "avx512vnni" | "amx") {
                     let mut stored = vec![f32::NAN; rows];
                     set.matvec(DType::Q4_0, &file, cols, acts.row(0), &mut stored).unwrap();
                     assert_eq!(bits(&stored), bits(&want), "{at}: rows of the file");
@@ -58,7 +58,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 fn a_block_that_is_not_finite_makes_every_product_nan() {
     let mut rng = Rng(7);
     let file = random_q4_0(&mut rng, 5, 512);
-    let mut packed = vec![0; q4_0_bytes(Layout::Lanes, 5, 512).unwrap()];
+    let mut packed = vec![0; matrix_bytes(DType::Q4_0, Layout::Lanes, 5, 512).unwrap()];
     pack_lanes(&file, 0, 5, 512, &mut packed);
     let matrix = LaneMatrix::new(&packed, 5, 512).unwrap();
     let mut x = rng.vector(512);

@@ -1,29 +1,37 @@
-//! AVX2: two neurons are interleaved so that each 16-bit lane is one output.
+//! AVX2. Q4_0: two neurons are interleaved so that each 16-bit lane is one output. Q8_0: four, and each 32-bit lane is
+//! one output.
 
 use std::arch::x86_64::*;
 
-use super::{NeuronBlock, NeuronsJob};
+use super::{NeuronBlock, NeuronsJob, lines};
 use crate::kernels::avx2::{half_scales_at, load, prefetch, prefetch_line, store_f32};
-use crate::tensor::packed::{BLOCK, BLOCK_SCALES, NEURON_CODES, TILE};
+use crate::tensor::packed::{BLOCK_Q4_0, BLOCK_Q8_0, BLOCK_SCALES, LINE, TILE};
 
 /// How many blocks ahead of the arithmetic weights are requested from memory.
 const AHEAD: usize = 3;
 
 /// 128 outputs, eight to a register.
-type Outputs = [__m256; TILE / 8];
+pub(super) type Outputs = [__m256; TILE / 8];
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::kernels) fn neurons(job: NeuronsJob<'_>) {
+pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
     let NeuronsJob { tile, neurons, out } = job;
     // By block number modulo 8. They stay in the first-level cache.
     let mut sums: [Outputs; 8] = [[_mm256_setzero_ps(); TILE / 8]; 8];
     for (b, (codes, block)) in tile.iter().zip(neurons).enumerate() {
         request(tile, neurons, b + AHEAD);
         if !block.is_zero() {
-            add_half::<0>(&mut sums[b % 8], codes, block);
-            add_half::<1>(&mut sums[b % 8], codes, block);
+            add_half::<B, 0>(&mut sums[b % 8], codes, block);
+            add_half::<B, 1>(&mut sums[b % 8], codes, block);
         }
     }
+    store_sums(&sums, out);
+}
+
+/// Adds the sums, always in the same order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn store_sums(sums: &[Outputs; 8], out: &mut [f32; TILE]) {
     for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let add = |a, b| _mm256_add_ps(a, b);
         let [a, b, c, d, e, f, g, h] = sums.map(|s| s[i]);
@@ -34,25 +42,91 @@ pub(in crate::kernels) fn neurons(job: NeuronsJob<'_>) {
 /// Requests the weights of block `b` from memory; behind the last block of a tile comes the first of the next.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn request(tile: &[[u8; BLOCK]], neurons: &[NeuronBlock], b: usize) {
+pub(super) fn request<const B: usize>(tile: &[[u8; B]], neurons: &[NeuronBlock], b: usize) {
     let Some(block) = neurons.get(b % neurons.len()).filter(|block| !block.is_zero()) else { return };
     let at = tile.as_ptr().wrapping_add(b);
     prefetch(at.cast::<[u8; BLOCK_SCALES]>());
-    let codes = at.wrapping_byte_add(BLOCK_SCALES).cast::<[u8; NEURON_CODES]>();
+    let codes = at.wrapping_byte_add(BLOCK_SCALES).cast::<[u8; LINE]>();
     for &index in block.index.iter().take(block.active()) {
-        prefetch_line(codes.wrapping_add(usize::from(index)));
+        for line in 0..lines(B) {
+            prefetch_line(codes.wrapping_add(lines(B) * usize::from(index) + line));
+        }
     }
 }
 
-/// Adds a block's products for the outputs in half `HALF` of each neuron's bytes: outputs `16 m + 8 HALF ..` for `m` in
-/// 0..8.
+/// Adds a block's products for the outputs in half `HALF` of each line: outputs `16 m + 8 HALF ..` for `m` in 0..8.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_half<const HALF: usize>(acc: &mut Outputs, tile: &[u8; BLOCK], block: &NeuronBlock) {
+fn add_half<const B: usize, const HALF: usize>(acc: &mut Outputs, tile: &[u8; B], block: &NeuronBlock) {
     let (scales, codes) = tile.split_at(BLOCK_SCALES);
-    let codes = codes.as_chunks::<NEURON_CODES>().0;
+    let dots = if B == BLOCK_Q8_0 {
+        byte_dots::<HALF>(codes.as_chunks().0, block)
+    } else {
+        nibble_dots::<HALF>(codes.as_chunks().0, block)
+    };
+    scale_half::<HALF>(acc, scales, dots, block.scale);
+}
+
+/// Adds the products of half `HALF` times what they are worth.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn scale_half<const HALF: usize>(
+    acc: &mut Outputs,
+    scales: &[u8],
+    dots: [__m256i; 8],
+    scale: f32,
+) {
+    let scale = _mm256_set1_ps(scale);
+    let scales = scales.as_chunks::<16>().0;
+    for (m, dots) in dots.into_iter().enumerate() {
+        let at = 2 * m + HALF;
+        let step = _mm256_mul_ps(half_scales_at(&scales[at]), scale);
+        acc[at] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), step, acc[at]);
+    }
+}
+
+/// Four vectors' bytes of the same number side by side, within 128-bit lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn interleave([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+    let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+    [
+        _mm256_unpacklo_epi16(ab, cd),
+        _mm256_unpackhi_epi16(ab, cd),
+        _mm256_unpacklo_epi16(ab_high, cd_high),
+        _mm256_unpackhi_epi16(ab_high, cd_high),
+    ]
+}
+
+/// Q8_0. The sign moves from the weight to the activation, which can be negated; pairs reach 2 · 128 · 127 = 32512.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn byte_dots<const HALF: usize>(codes: &[[u8; 2 * LINE]], block: &NeuronBlock) -> [__m256i; 8] {
+    let codes = |i: u8, line: usize| load(&codes[usize::from(i % 32)].as_chunks::<32>().0[2 * line + HALF]);
+    let mut dots = [_mm256_setzero_si256(); 8];
+    for (index, q) in block.quads() {
+        let q = _mm256_set1_epi32(i32::from_le_bytes(q.map(|q| q as u8)));
+        for line in 0..2 {
+            for (m, quad) in interleave(index.map(|i| codes(i, line))).into_iter().enumerate() {
+                // Back from code plus 128.
+                let weights = _mm256_xor_si256(quad, _mm256_set1_epi8(-128));
+                let signed = _mm256_sign_epi8(q, weights);
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+                let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                dots[4 * line + m] = _mm256_add_epi32(dots[4 * line + m], fours);
+            }
+        }
+    }
+    dots
+}
+
+/// Q4_0.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn nibble_dots<const HALF: usize>(codes: &[[u8; LINE]], block: &NeuronBlock) -> [__m256i; 8] {
     let codes = |i: u8| load(&codes[usize::from(i % 32)].as_chunks::<32>().0[HALF]);
-    let mut dots = [_mm256_set1_epi32(block.offset); 8];
+    let mut dots = [_mm256_set1_epi32(block.offset(BLOCK_Q4_0)); 8];
     let quads = block.index.as_chunks::<16>().0.iter().zip(block.q.as_chunks::<16>().0);
     for (part, (index, q)) in quads.enumerate() {
         let left = block.active().saturating_sub(16 * part).min(16);
@@ -84,11 +158,5 @@ fn add_half<const HALF: usize>(acc: &mut Outputs, tile: &[u8; BLOCK], block: &Ne
             }
         }
     }
-    let scale = _mm256_set1_ps(block.scale);
-    let scales = scales.as_chunks::<16>().0;
-    for (m, dots) in dots.into_iter().enumerate() {
-        let at = 2 * m + HALF;
-        let step = _mm256_mul_ps(half_scales_at(&scales[at]), scale);
-        acc[at] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), step, acc[at]);
-    }
+    dots
 }

@@ -1,22 +1,27 @@
 //! The reference.
 
-use super::NeuronsJob;
+use super::{NeuronsJob, lines};
 use crate::kernels::scalar::sum_tree;
 use crate::tensor::block::f16;
-use crate::tensor::packed::{BLOCK_SCALES, NEURON_CODES, TILE, low_output};
+use crate::tensor::packed::{BLOCK_Q8_0, BLOCK_SCALES, LINE, TILE, low_output};
 
-pub(in crate::kernels) fn neurons(job: NeuronsJob<'_>) {
+pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
     let mut sums = [[0.0f32; 8]; TILE];
     for (b, (tile, block)) in job.tile.iter().zip(job.neurons).enumerate().filter(|(_, (_, n))| !n.is_zero())
     {
         let (scales, codes) = tile.split_at(BLOCK_SCALES);
-        let codes = codes.as_chunks::<NEURON_CODES>().0;
-        let mut dots = [block.offset; TILE];
+        let mut dots = [block.offset(B); TILE];
         for (index, q) in block.quads() {
             for (&neuron, &q) in index.iter().zip(q) {
-                for (p, byte) in codes[usize::from(neuron % 32)].iter().enumerate() {
-                    dots[low_output(p)] += i32::from(byte & 15) * i32::from(q);
-                    dots[low_output(p) + TILE / 2] += i32::from(byte >> 4) * i32::from(q);
+                let codes = codes.chunks_exact(lines(B) * LINE).nth(usize::from(neuron)).unwrap_or(&[]);
+                for (p, &byte) in codes.iter().enumerate() {
+                    let (output, q) = (low_output(p % LINE), i32::from(q));
+                    if B == BLOCK_Q8_0 {
+                        dots[output + p / LINE * (TILE / 2)] += i32::from(byte) * q;
+                    } else {
+                        dots[output] += i32::from(byte & 15) * q;
+                        dots[output + TILE / 2] += i32::from(byte >> 4) * q;
+                    }
                 }
             }
         }
