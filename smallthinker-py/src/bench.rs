@@ -26,6 +26,7 @@ pub(crate) fn run<'py>(
         prompt_tokens: args::at_least("prompt_tokens", prompt_tokens, 1)?,
         gen_tokens: args::at_least("gen_tokens", gen_tokens, 1)?,
         repetitions: args::at_least("repetitions", repetitions, 1)?,
+        detailed: false,
     };
     let progress = Progress::new(progress)?;
     let cancel = CancelFlag::new();
