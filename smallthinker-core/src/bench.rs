@@ -60,7 +60,8 @@ pub struct BenchReport {
     pub time_to_first_token: Spread,
     /// Time that opening the model took.
     pub load_time: Duration,
-    /// Mean of the prompt's tokens, in the repetition whose decode speed is the median (the lower of two in the middle).
+    /// Mean of the prompt's tokens, in the repetition whose decode speed is the median (the lower of two in the
+    /// middle).
     pub prefill_token: TokenCost,
     /// Mean of the decoded tokens in the same repetition.
     pub decode_token: TokenCost,
@@ -281,8 +282,8 @@ fn on_each<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
     });
 }
 
-/// The sum of all words (of whole steps at each of `N` places), with enough independent additions that memory is what it
-/// waits for.
+/// The sum of all words (of whole steps at each of `N` places), with enough independent additions that memory is what
+/// it waits for.
 fn sum<const N: usize, const ASK: bool>(kernels: &Kernels, bytes: &[u8]) -> u64 {
     let mut lanes = [0u64; STEP / 8];
     let stream = bytes.len() / N / STEP * STEP;

@@ -40,7 +40,8 @@ pub(crate) fn bench<'py>(
 
 /// Runs a random prompt once and tells where the time went: milliseconds and weight bytes per token by stage of the
 /// forward pass, beside this machine's memory bandwidth. Timing gate and up one by one costs a few percent of the
-/// speed; bench tells the speed itself.
+/// speed (bench tells the speed itself). Rows of up are requested from memory while gate computes, so a part of their
+/// reading counts as gate's.
 #[pyfunction]
 #[pyo3(signature = (model, *, prompt_tokens=128, gen_tokens=64))]
 pub(crate) fn profile<'py>(

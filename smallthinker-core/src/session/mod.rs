@@ -75,8 +75,9 @@ impl Session {
 
     /// Whether decode times the experts' gate and up projections one by one ([`Stage::Gate`](crate::Stage::Gate) and
     /// [`Stage::Up`](crate::Stage::Up)) and not together ([`Stage::GateUp`](crate::Stage::GateUp)). Off at first: it
-    /// costs a few percent of the speed. Changes no result. Prefill, and models that store the down projection by
-    /// neuron, always give both together.
+    /// costs a few percent of the speed. Changes no result. Rows of up are requested from memory while gate computes,
+    /// so a part of their reading counts as gate's. Prefill, and models that store the down projection by neuron,
+    /// always give both together.
     pub fn set_detailed_timing(&mut self, on: bool) {
         self.detailed = on;
     }

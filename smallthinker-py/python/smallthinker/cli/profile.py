@@ -58,11 +58,10 @@ def table(found: Profile) -> None:
     stages = found["stages"]
 
     def row(name: str, decode_ms: float, count: int, prefill_ms: float) -> None:
-        megabytes = f"{count / 1e6:.2f}" if count else "-"
-        rate = f"{count / decode_ms / 1e6:.1f}" if count and decode_ms > 0 else "-"
+        rate = count / decode_ms / 1e6 if decode_ms > 0 else 0.0
         print(
-            f"{name:<14} {decode_ms:>9.3f} {ratio(decode_ms, decode):>6.1%} {megabytes:>9} {rate:>6} "
-            f"{prefill_ms:>10.3f} {ratio(prefill_ms, prefill):>6.1%}"
+            f"{name:<14} {number(decode_ms, 3):>9} {share(decode_ms, decode):>6} {number(count / 1e6, 2):>9} "
+            f"{number(rate, 1):>6} {number(prefill_ms, 3):>10} {share(prefill_ms, prefill):>6}"
         )
 
     for name, cost in stages.items():
@@ -73,9 +72,14 @@ def table(found: Profile) -> None:
     row("total", decode, found["bytes_per_token"], prefill)
 
 
-def ratio(part: float, whole: float) -> float:
-    """0 of nothing."""
-    return part / whole if whole > 0 else 0.0
+def number(value: float, digits: int) -> str:
+    """A dash for what does not occur."""
+    return f"{value:.{digits}f}" if value > 0 else "-"
+
+
+def share(part: float, whole: float) -> str:
+    """In percent."""
+    return f"{part / whole:.1%}" if 0 < part and 0 < whole else "-"
 
 
 def kinds(found: List[ExpertKernel]) -> str:
