@@ -243,14 +243,6 @@ def test_bench(model):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     assert found["bytes_per_token"] > 0
     assert 0 < found["read_bandwidth_share"] < 1.5
-
-
-def test_model_and_session_can_be_closed_twice(model_path):
-    with smallthinker.Model(model_path) as model:
-        assert not model.closed
-        model.close()
-        assert model.closed
-    model.close()
     bandwidth = found["bytes_per_token"] * found["decode_tok_s"]["median"]
     assert found["decode_bandwidth_bytes_s"] == pytest.approx(bandwidth)
     assert 0 < found["read_bandwidth_plain_bytes_s"] <= found["read_bandwidth_bytes_s"]
@@ -268,3 +260,11 @@ def test_profile(model):
     for options in ({"prompt_tokens": 0}, {"gen_tokens": 0}):
         with pytest.raises(smallthinker.InvalidArgument):
             smallthinker.profile(model, **options)
+
+
+def test_model_and_session_can_be_closed_twice(model_path):
+    with smallthinker.Model(model_path) as model:
+        assert not model.closed
+        model.close()
+        assert model.closed
+    model.close()
