@@ -287,6 +287,10 @@ typedef struct st_stats {
     uint64_t expert_bytes_read;
     /// Seconds that computation waited for reads.
     double expert_stall_seconds;
+    /// 1 if decode skips inactive neurons in the up projections of all layers, else 0.
+    uint32_t sparse_up;
+    /// 1 if decode skips inactive neurons in the down projections of all layers, else 0.
+    uint32_t sparse_down;
 } st_stats;
 
 /// One message of a chat.

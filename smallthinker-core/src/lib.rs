@@ -49,7 +49,8 @@ pub use experts::ExpertStats;
 pub use forward::clock::{Stage, StageTimes};
 pub use forward::kv_cache::KvType;
 pub use model::{
-    Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress, parse_bytes,
+    ExpertKernel, Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress,
+    parse_bytes,
 };
 pub use sample::{SamplingParams, TokenLogprobs};
 pub use session::{

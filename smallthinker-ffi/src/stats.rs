@@ -85,6 +85,10 @@ pub struct st_stats {
     pub expert_bytes_read: u64,
     /// Seconds that computation waited for reads.
     pub expert_stall_seconds: f64,
+    /// 1 if decode skips inactive neurons in the up projections of all layers, else 0.
+    pub sparse_up: u32,
+    /// 1 if decode skips inactive neurons in the down projections of all layers, else 0.
+    pub sparse_down: u32,
 }
 
 /// What a generation was and how fast. Prefill is the evaluation of the prompt, decode everything after the
@@ -138,7 +142,7 @@ pub struct st_generation_stats {
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<st_plan>() == 14 * 8);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 32);
+const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 2 * 4 + 32);
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<st_generation_stats>() == 17 * 8 + 2 * 4 + 32);
 
@@ -179,6 +183,8 @@ impl From<&ModelStats> for st_stats {
             expert_evictions: stats.experts.evictions,
             expert_bytes_read: stats.experts.bytes_read,
             expert_stall_seconds: stats.experts.stall.as_secs_f64(),
+            sparse_up: u32::from(stats.sparse_up),
+            sparse_down: u32::from(stats.sparse_down),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Figures as plain dicts; `smallthinker/_types.py` has their types.
 
+use std::time::Duration;
+
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-use smallthinker_core::{ExpertStats, GenerationStats, ModelStats, Plan};
+use pyo3::types::{PyDict, PyList};
+use smallthinker_core::{ExpertKernel, ExpertStats, GenerationStats, ModelStats, Plan, Stage, StageTimes};
 
 pub(crate) fn experts<'py>(py: Python<'py>, s: &ExpertStats) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
@@ -14,6 +16,44 @@ pub(crate) fn experts<'py>(py: Python<'py>, s: &ExpertStats) -> PyResult<Bound<'
     dict.set_item("bytes_read", s.bytes_read)?;
     dict.set_item("stall_s", s.stall.as_secs_f64())?;
     Ok(dict)
+}
+
+/// What one token took, by stage; stages that took nothing are left out.
+pub(crate) fn stages<'py>(
+    py: Python<'py>,
+    decode: &StageTimes,
+    prefill: &StageTimes,
+) -> PyResult<Bound<'py, PyDict>> {
+    let all = PyDict::new(py);
+    for stage in Stage::ALL {
+        let (decode_ms, prefill_ms) = (ms(decode.time(stage)), ms(prefill.time(stage)));
+        let bytes = decode.bytes(stage);
+        if decode_ms > 0.0 || prefill_ms > 0.0 || bytes > 0 {
+            let dict = PyDict::new(py);
+            dict.set_item("decode_ms_per_token", decode_ms)?;
+            dict.set_item("decode_bytes_per_token", bytes)?;
+            dict.set_item("prefill_ms_per_token", prefill_ms)?;
+            all.set_item(stage.name(), dict)?;
+        }
+    }
+    Ok(all)
+}
+
+pub(crate) fn expert_kernels<'py>(py: Python<'py>, kernels: &[ExpertKernel]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for kernel in kernels {
+        let dict = PyDict::new(py);
+        dict.set_item("part", kernel.part)?;
+        dict.set_item("type", kernel.dtype.to_string())?;
+        dict.set_item("layers", kernel.layers)?;
+        dict.set_item("sparse", kernel.sparse)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+pub(crate) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 pub(crate) fn generation<'py>(py: Python<'py>, s: &GenerationStats) -> PyResult<Bound<'py, PyDict>> {
@@ -28,6 +68,7 @@ pub(crate) fn generation<'py>(py: Python<'py>, s: &GenerationStats) -> PyResult<
     dict.set_item("time_to_first_token_s", s.time_to_first_token.as_secs_f64())?;
     dict.set_item("bytes_per_token", s.bytes_per_token())?;
     dict.set_item("bandwidth_bytes_s", s.bandwidth())?;
+    dict.set_item("stages", stages(py, &s.decode_per_token(), &s.prefill_per_token())?)?;
     dict.set_item("expert_cache", experts(py, &s.experts)?)?;
     dict.set_item("kernels", s.kernels)?;
     dict.set_item("threads", s.threads)?;
@@ -43,6 +84,8 @@ pub(crate) fn model<'py>(py: Python<'py>, s: &ModelStats) -> PyResult<Bound<'py,
     dict.set_item("budget", s.budget)?;
     dict.set_item("budget_used", s.budget_used)?;
     dict.set_item("expert_cache", experts(py, &s.experts)?)?;
+    dict.set_item("sparse_up", s.sparse_up)?;
+    dict.set_item("sparse_down", s.sparse_down)?;
     Ok(dict)
 }
 

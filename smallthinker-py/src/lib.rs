@@ -23,7 +23,7 @@ mod _smallthinker {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::bench::run;
+    use crate::bench::{bench, profile};
     #[pymodule_export]
     use crate::files::{convert, inspect, plan};
     #[pymodule_export]

@@ -317,6 +317,7 @@ static void test_tokens(const st_model *model) {
     CHECK_OK(st_model_stats(model, &stats));
     CHECK(stats.threads > 0 && stats.kernels[0] != '\0' && stats.budget >= stats.budget_used);
     CHECK(stats.expert_slots >= stats.expert_resident);
+    CHECK(stats.sparse_up == 1 && stats.sparse_down <= 1);
 }
 
 struct seen {

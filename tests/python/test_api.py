@@ -182,6 +182,20 @@ def test_stats(model):
     cache = stats["expert_cache"]
     assert cache["hits"] > 0 and cache["resident"] <= cache["slots"]
     assert model.stats()["threads"] == stats["threads"] >= 1
+    # Experts of the shipped model are Q4_0.
+    assert model.stats()["sparse_up"] is model.stats()["sparse_down"] is True
+
+
+def test_stats_by_stage(model):
+    stats = model.generate(PROMPT, max_tokens=8).stats
+    stages = stats["stages"]
+    timed = ["router", "norm", "qkv", "attention", "attention_out", "gate_up", "down", "head"]
+    assert {*timed, "gate", "up"} <= set(stages)
+    count = sum(cost["decode_bytes_per_token"] for cost in stages.values())
+    assert stats["bytes_per_token"] - len(stages) <= count <= stats["bytes_per_token"]
+    prefill_ms = sum(cost["prefill_ms_per_token"] for cost in stages.values()) * stats["prompt_tokens"]
+    assert 0 < prefill_ms <= 1000 * stats["prefill_s"]
+    assert all(stages[name]["decode_ms_per_token"] > 0 for name in timed)
 
 
 def test_plan(model, model_path):
@@ -229,6 +243,23 @@ def test_bench(model):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     assert found["bytes_per_token"] > 0
     assert 0 < found["read_bandwidth_share"] < 1.5
+    bandwidth = found["bytes_per_token"] * found["decode_tok_s"]["median"]
+    assert found["decode_bandwidth_bytes_s"] == pytest.approx(bandwidth)
+    assert 0 < found["read_bandwidth_plain_bytes_s"] <= found["read_bandwidth_bytes_s"]
+    assert found["load_s"] > 0 and found["time_to_first_token_s"] > 0
+    assert found["stages"]["gate_up"]["decode_ms_per_token"] > 0
+
+
+def test_profile(model):
+    found = smallthinker.profile(model, prompt_tokens=8, gen_tokens=4)
+    stages = found["stages"]
+    assert stages["gate"]["decode_ms_per_token"] > 0 and stages["up"]["decode_ms_per_token"] > 0
+    for phase in ("decode", "prefill"):
+        total = sum(cost[f"{phase}_ms_per_token"] for cost in stages.values())
+        assert 0 < total <= found[f"{phase}_ms_per_token"]
+    for options in ({"prompt_tokens": 0}, {"gen_tokens": 0}):
+        with pytest.raises(smallthinker.InvalidArgument):
+            smallthinker.profile(model, **options)
 
 
 def test_model_and_session_can_be_closed_twice(model_path):

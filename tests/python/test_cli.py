@@ -84,6 +84,34 @@ def test_bench(model_path):
     assert "tokens/s" in output(*args)
 
 
+def test_profile(model_path):
+    args = ["profile", model_path, "--prompt-tokens", 8, "--gen-tokens", 4]
+    args += ["--threads", 1, "--memory-budget", "1GiB", "--kernels", "scalar"]
+    found = json.loads(output(*args, "--json"))
+    stages = found["stages"]
+    assert {"router", "norm", "qkv", "attention", "attention_out", "gate", "up", "down", "head"} <= set(stages)
+    for cost in stages.values():
+        assert set(cost) == {"decode_ms_per_token", "decode_bytes_per_token", "prefill_ms_per_token"}
+    count = sum(cost["decode_bytes_per_token"] for cost in stages.values())
+    assert found["bytes_per_token"] - len(stages) <= count <= found["bytes_per_token"]
+    assert (found["threads"], found["kernels"], found["prompt_tokens"], found["gen_tokens"]) == (1, "scalar", 8, 4)
+    assert [(k["part"], k["type"], k["sparse"]) for k in found["expert_kernels"]] == [
+        ("gate", "Q4_0", False),
+        ("up", "Q4_0", True),
+        ("down", "Q4_0", True),
+    ]
+    text = output(*args)
+    lines = text.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[2 : lines.index("")]}
+    assert list(rows) == [*stages, "other", "total"]
+    assert all(len(row) == 6 for row in rows.values())
+    assert rows["total"][1] == rows["total"][5] == "100.0%"
+    # The fused stage has no time of its own in decode, gate and up have none in prefill.
+    assert rows["gate_up"][0] == rows["gate"][4] == rows["up"][4] == "-"
+    for words in ("1 threads, scalar", "tokens/s", "of this machine's", "hits", "Q4_0 sparse", "Q4_0 dense"):
+        assert words in text
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -115,7 +143,7 @@ def test_version_and_help():
     import smallthinker as package
 
     assert output("--version").strip() == f"smallthinker {package.__version__}"
-    for command in ("generate", "chat", "inspect", "convert", "plan", "bench"):
+    for command in ("generate", "chat", "inspect", "convert", "plan", "bench", "profile"):
         assert command in output("--help")
         assert "usage:" in output(command, "--help")
 

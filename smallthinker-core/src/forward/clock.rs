@@ -91,6 +91,20 @@ impl StageTimes {
         self.bytes.iter().sum()
     }
 
+    /// Time of all stages.
+    pub fn total_time(&self) -> Duration {
+        self.time.iter().sum()
+    }
+
+    /// The mean over `tokens` tokens: times to the nanosecond, bytes rounded down. Zeros for no tokens.
+    pub fn per_token(&self, tokens: usize) -> StageTimes {
+        let n = u32::try_from(tokens).unwrap_or(u32::MAX);
+        StageTimes {
+            time: self.time.map(|t| t.checked_div(n).unwrap_or_default()),
+            bytes: self.bytes.map(|b| b.checked_div(u64::from(n)).unwrap_or_default()),
+        }
+    }
+
     pub(crate) fn add(&mut self, other: &StageTimes) {
         self.time.iter_mut().zip(other.time).for_each(|(a, b)| *a += b);
         self.bytes.iter_mut().zip(other.bytes).for_each(|(a, b)| *a += b);

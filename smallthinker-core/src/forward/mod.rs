@@ -49,6 +49,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) cancel: &'a CancelFlag,
     /// Where its time and its memory traffic go.
     pub(crate) clock: Clock,
+    /// Whether decode tells the time of gate from that of up, which costs a look at the clock per task.
+    pub(crate) detailed: bool,
 }
 
 /// Whose logits a pass should make.

@@ -1,6 +1,7 @@
 //! The experts of one layer: `Σ_e w_e · down_e( relu(gate_e f) ⊙ (up_e f) )`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::Result;
 use crate::experts::ExpertSlot;
@@ -63,7 +64,7 @@ fn one_token(
     let acquire = |c: &Choice| pass.cache.acquire((layer, c.expert), pass.cancel);
     let slots: Vec<Arc<ExpertSlot>> = choices.iter().map(acquire).collect::<Result<_>>()?;
     pass.clock.lap(Stage::Wait);
-    let (team, kernels) = (pass.team, pass.kernels);
+    let (team, kernels, detailed) = (pass.team, pass.kernels, pass.detailed);
     let (ffn, hidden) = (parts.gate.rows, parts.down.rows);
     let blocks = ffn.div_ceil(NEURONS);
     s.blocks.resize(choices.len() * blocks, Neurons::default());
@@ -71,11 +72,16 @@ fn one_token(
         let (e, b) = (tile.rows().start, tile.cols().start);
         let (gate, up) = (slots[e].matrix(&parts.gate), slots[e].matrix(&parts.up));
         let rows = NEURONS * b..ffn.min(NEURONS * (b + 1));
-        tile.row(e)[0].compute(kernels, &gate, &up, rows, xs.row(0))
+        tile.row(e)[0].compute(kernels, &gate, &up, rows, xs.row(0), detailed)
     })?;
     let bytes_per_row = |m: &ExpertMatrix| (m.slot_bytes / m.rows.max(1)) as u64;
     let active: usize = s.blocks.iter().map(|b| b.up_rows).sum();
-    pass.clock.lap(Stage::GateUp);
+    if detailed {
+        let [gate, up] = [0, 1].map(|part| s.blocks.iter().map(|b| b.times[part]).sum::<Duration>());
+        pass.clock.lap_split([Stage::Gate, Stage::Up], gate, up);
+    } else {
+        pass.clock.lap(Stage::GateUp);
+    }
     pass.clock.bytes(Stage::Gate, choices.len() as u64 * parts.gate.slot_bytes as u64);
     pass.clock.bytes(Stage::Up, active as u64 * bytes_per_row(&parts.up));
     if parts.down.layout == Layout::Neurons {

@@ -1,6 +1,7 @@
 //! The neurons of one expert for one token: `relu(gate f) ⊙ (up f)`, 32 at a time.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
@@ -23,17 +24,19 @@ pub(crate) struct Neurons {
     pub(crate) packed: NeuronBlock,
     /// Rows of up that were read.
     pub(crate) up_rows: usize,
+    /// Time of gate, and of up with what follows it, where they are asked for.
+    pub(crate) times: [Duration; 2],
 }
 
 impl Default for Neurons {
     fn default() -> Self {
-        Neurons { values: [0.0; NEURONS], packed: NeuronBlock::ZERO, up_rows: 0 }
+        Neurons { values: [0.0; NEURONS], packed: NeuronBlock::ZERO, up_rows: 0, times: [Duration::ZERO; 2] }
     }
 }
 
 impl Neurons {
     /// Computes neurons `rows`. Where gate is not above zero the neuron is zero whatever up is, so those rows of up
-    /// are not read.
+    /// are not read. `timed` asks for the times.
     pub(crate) fn compute(
         &mut self,
         kernels: &Kernels,
@@ -41,7 +44,9 @@ impl Neurons {
         up: &Matrix<'_>,
         rows: Range<usize>,
         x: ActRow<'_>,
+        timed: bool,
     ) -> Result<()> {
+        let began = timed.then(Instant::now);
         let mut active = [0u32; NEURONS];
         let mut values = [0.0f32; NEURONS];
         let mut n = 0;
@@ -55,6 +60,7 @@ impl Neurons {
                 request(kernels, up, row)?;
             }
         }
+        let between = timed.then(Instant::now);
         let mut ups = [0.0f32; NEURONS];
         some_rows(kernels, up, PickedRows::List(&active[..n]), x, &mut ups[..n])?;
         self.values = [0.0; NEURONS];
@@ -66,6 +72,9 @@ impl Neurons {
         let row = ActRow { cols: NEURONS, values: &self.values, groups: &group, lanes: &[] };
         self.packed = row.block(0).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
         self.up_rows = n;
+        if let (Some(began), Some(between)) = (began, between) {
+            self.times = [between - began, between.elapsed()];
+        }
         Ok(())
     }
 }

@@ -61,6 +61,16 @@ impl LayerExperts {
         self.matrices().iter().map(|m| m.bytes as u64).sum()
     }
 
+    /// Whether decode reads only the rows of up whose gate is above zero.
+    pub(crate) fn sparse_up(&self) -> bool {
+        self.down_layout == DownLayout::ByOutput
+    }
+
+    /// Whether decode reads only the weights of down that active neurons use.
+    pub(crate) fn sparse_down(&self) -> bool {
+        self.down_layout == DownLayout::ByNeuron || self.down.layout == Layout::Neurons
+    }
+
     fn slot_bytes(&self) -> usize {
         self.matrices().iter().map(|m| Arena::footprint(m.slot_bytes)).sum()
     }

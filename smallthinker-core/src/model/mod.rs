@@ -21,10 +21,11 @@ use crate::gguf::{Gguf, Source};
 use crate::kernels::Kernels;
 use crate::pool::Pool;
 use crate::session::Session;
+use crate::tensor::DType;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 use crate::{Error, Result};
 
-use expert_index::ExpertIndex;
+use expert_index::{ExpertIndex, LayerExperts};
 pub use hparams::{Gating, Hparams, LayerAttention};
 pub use options::{ModelOptions, Progress, parse_bytes};
 pub use plan::Plan;
@@ -91,6 +92,24 @@ pub struct ModelStats {
     pub budget_used: u64,
     /// The expert cache since the model was opened.
     pub experts: ExpertStats,
+    /// Whether decode skips inactive neurons in the up projections of all layers.
+    pub sparse_up: bool,
+    /// Whether decode skips inactive neurons in the down projections of all layers.
+    pub sparse_down: bool,
+}
+
+/// How decode reads one of the experts' projections in some of the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExpertKernel {
+    /// "gate", "up" or "down".
+    pub part: &'static str,
+    /// Type of the weights.
+    pub dtype: DType,
+    /// Number of such layers.
+    pub layers: usize,
+    /// Whether the weights of inactive neurons are skipped. Never so for gate, which tells which neurons are active.
+    pub sparse: bool,
 }
 
 impl Model {
@@ -225,7 +244,26 @@ impl Model {
             budget: m.budget.limit(),
             budget_used: m.budget.used(),
             experts: m.cache.stats(),
+            sparse_up: m.cache.index().layers.iter().all(LayerExperts::sparse_up),
+            sparse_down: m.cache.index().layers.iter().all(LayerExperts::sparse_down),
         }
+    }
+
+    /// How decode reads the experts: gate, up and down, each with one entry per kind of layer.
+    pub fn expert_kernels(&self) -> Vec<ExpertKernel> {
+        let layers = &self.inner.cache.index().layers;
+        let mut found: Vec<ExpertKernel> = Vec::new();
+        let mut note = |part, dtype, sparse| match found
+            .iter_mut()
+            .find(|k| (k.part, k.dtype, k.sparse) == (part, dtype, sparse))
+        {
+            Some(kind) => kind.layers += 1,
+            None => found.push(ExpertKernel { part, dtype, layers: 1, sparse }),
+        };
+        layers.iter().for_each(|l| note("gate", l.gate.dtype, false));
+        layers.iter().for_each(|l| note("up", l.up.dtype, l.sparse_up()));
+        layers.iter().for_each(|l| note("down", l.down.dtype, l.sparse_down()));
+        found
     }
 }
 

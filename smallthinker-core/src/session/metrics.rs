@@ -41,7 +41,12 @@ pub struct GenerationStats {
 impl GenerationStats {
     /// Prompt tokens evaluated per second; 0 if none were.
     pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate((self.prompt_tokens - self.cached_tokens.min(self.prompt_tokens)) as f64, self.prefill_time)
+        rate(self.prefill_tokens() as f64, self.prefill_time)
+    }
+
+    /// Prompt tokens that were evaluated.
+    pub fn prefill_tokens(&self) -> usize {
+        self.prompt_tokens.saturating_sub(self.cached_tokens)
     }
 
     /// Tokens generated per second after the first; 0 if there was only one.
@@ -57,6 +62,16 @@ impl GenerationStats {
     /// Weight bytes streamed per decoded token.
     pub fn bytes_per_token(&self) -> u64 {
         self.decode_weight_bytes().checked_div(self.decode_steps as u64).unwrap_or(0)
+    }
+
+    /// What one prompt token took.
+    pub fn prefill_per_token(&self) -> StageTimes {
+        self.prefill_stages.per_token(self.prefill_tokens())
+    }
+
+    /// What one decoded token took.
+    pub fn decode_per_token(&self) -> StageTimes {
+        self.decode_stages.per_token(self.decode_steps)
     }
 
     /// Bytes of weights per second during decode: compare with the machine's read bandwidth.

@@ -28,6 +28,7 @@ from ._smallthinker import (
     convert,
     inspect,
     plan,
+    profile,
 )
 from ._types import Message
 
@@ -52,5 +53,6 @@ __all__ = [
     "convert",
     "inspect",
     "plan",
+    "profile",
     "shipped_model_path",
 ]

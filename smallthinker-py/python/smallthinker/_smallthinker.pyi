@@ -15,6 +15,7 @@ from ._types import (
     Message,
     ModelStats,
     Plan,
+    Profile,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "convert",
     "inspect",
     "plan",
+    "profile",
 ]
 
 __version__: str
@@ -251,6 +253,7 @@ def bench(
     repetitions: int = 3,
     progress: Callable[[int, int], object] | None = None,
 ) -> Benchmark: ...
+def profile(model: Model, *, prompt_tokens: int = 128, gen_tokens: int = 64) -> Profile: ...
 def inspect(path: str | PathLike[str]) -> Inspection: ...
 def plan(
     path: str | PathLike[str],

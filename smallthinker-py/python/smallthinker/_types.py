@@ -24,8 +24,20 @@ class ExpertCacheStats(TypedDict):
     stall_s: float
 
 
+class StageCost(TypedDict):
+    """What one token took in a stage of the forward pass; bytes are weights that decode read."""
+
+    decode_ms_per_token: float
+    decode_bytes_per_token: int
+    prefill_ms_per_token: float
+
+
 class GenerationStats(TypedDict):
-    """Figures of one generation. Decode is everything after the first token."""
+    """Figures of one generation. Decode is everything after the first token.
+
+    stages has those that took any time: embedding, router, norm, qkv, attention, attention_out, wait (for experts that
+    are still being read), gate_up, down, head. gate and up have bytes of their own; their time is gate_up's.
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -37,6 +49,7 @@ class GenerationStats(TypedDict):
     time_to_first_token_s: float
     bytes_per_token: int
     bandwidth_bytes_s: float
+    stages: Dict[str, StageCost]
     expert_cache: ExpertCacheStats
     kernels: str
     threads: int
@@ -44,7 +57,10 @@ class GenerationStats(TypedDict):
 
 
 class ModelStats(TypedDict):
-    """State of a model. Budgets are bytes."""
+    """State of a model. Budgets are bytes.
+
+    sparse_up and sparse_down tell whether decode skips inactive neurons in these projections of all layers.
+    """
 
     load_s: float
     threads: int
@@ -52,6 +68,8 @@ class ModelStats(TypedDict):
     budget: int
     budget_used: int
     expert_cache: ExpertCacheStats
+    sparse_up: bool
+    sparse_down: bool
 
 
 class Plan(TypedDict):
@@ -136,20 +154,52 @@ class Spread(TypedDict):
     max: float
 
 
-class Benchmark(TypedDict):
-    """What a benchmark measured."""
+class Measurement(TypedDict):
+    """What both a benchmark and a profile measured.
+
+    Times per token and stages are those of one run. read_bandwidth_bytes_s is the best rate at which this machine reads
+    memory, read_bandwidth_plain_bytes_s that of a plain loop.
+    """
 
     model: str
     prompt_tokens: int
     gen_tokens: int
-    repetitions: int
     threads: int
     kernels: str
     load_s: float
+    time_to_first_token_s: float
+    prefill_ms_per_token: float
+    decode_ms_per_token: float
+    stages: Dict[str, StageCost]
+    bytes_per_token: int
+    decode_bandwidth_bytes_s: float
+    read_bandwidth_bytes_s: float
+    read_bandwidth_plain_bytes_s: float
+    read_bandwidth_share: float
+    expert_cache: ExpertCacheStats
+
+
+class Benchmark(Measurement):
+    """What a benchmark measured; times per token are those of the repetition with the median decode speed."""
+
+    repetitions: int
     prefill_tok_s: Spread
     decode_tok_s: Spread
-    bytes_per_token: int
-    read_bandwidth_bytes_s: float
-    read_bandwidth_share: float
     peak_rss_bytes: Optional[int]
-    expert_cache: ExpertCacheStats
+
+
+class ExpertKernel(TypedDict):
+    """How decode reads one projection of the experts ("gate", "up" or "down") in so many layers."""
+
+    part: str
+    type: str
+    layers: int
+    sparse: bool
+
+
+class Profile(Measurement):
+    """Where the time went. In decode, gate and up are timed one by one; in prefill they are gate_up."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    expert_kernels: List[ExpertKernel]

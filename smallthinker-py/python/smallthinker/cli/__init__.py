@@ -9,9 +9,9 @@ from typing import List, Optional
 
 from .._errors import SmallThinkerError
 from .._smallthinker import __version__
-from . import bench, chat, convert, generate, inspect, plan
+from . import bench, chat, convert, generate, inspect, plan, profile
 
-COMMANDS = (generate, chat, inspect, convert, plan, bench)
+COMMANDS = (generate, chat, inspect, convert, plan, bench, profile)
 
 
 def parser() -> argparse.ArgumentParser:

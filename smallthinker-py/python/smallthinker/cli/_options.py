@@ -10,10 +10,14 @@ from .._smallthinker import Model
 from ._progress import bar
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """Options of loading a model."""
+    text = "a GGUF file (default: the model that comes with the package)"
+    if positional:
+        parser.add_argument("model", metavar="MODEL", nargs="?", help=text)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="FILE", help="a GGUF file (default: the model that comes with the package)")
+    if not positional:
+        group.add_argument("--model", metavar="FILE", help=text)
     group.add_argument("--threads", type=int, metavar="N", help="compute threads (default: physical cores)")
     group.add_argument("--memory-budget", metavar="BYTES", help="memory to use at most, such as 8GiB")
     group.add_argument("--context-length", type=int, metavar="N", help="positions at most (default: the model's)")
