@@ -41,7 +41,7 @@ fn long_texts_match_the_plain_forward_pass() {
 #[test]
 fn same_bits_for_decode_and_prefill_for_any_chunks_and_threads() {
     let tokens = Random::new(12).tokens(1100);
-    for (window, kv) in [(0, KvType::F16), (300, KvType::F16), (257, KvType::F32)] {
+    for (window, kv) in [(0, KvType::F16), (300, KvType::Q8_0), (257, KvType::F32)] {
         let fixture = Fixture::new(spec(window));
         let expected = logits(&fixture.open_with(|o| (o.kv_type, o.threads) = (kv, Some(1))), &tokens);
         for (chunk, threads) in [(1, 2), (1, 5), (5, 2), (16, 3), (17, 1), (33, 8), (300, 2), (1100, 3)] {

@@ -58,6 +58,21 @@ fn half_precision_cache_stays_close() {
     assert!(worst < 2e-2 && kl < 1e-5, "differs by {worst}, KL {kl}");
 }
 
+#[test]
+fn eight_bit_cache_stays_close_to_that_of_half_precision() {
+    let tokens = Random::new(8).tokens(600);
+    let fixture = Fixture::new(Spec { window: 300, head_dim: 64, ..Default::default() });
+    let half: Vec<f64> = logits(&fixture.open(), &tokens).iter().map(|&x| f64::from(x)).collect();
+    let eight = logits(&fixture.open_with(|o| o.kv_type = KvType::Q8_0), &tokens);
+    let by_position = eight.chunks(VOCAB).zip(half.chunks(VOCAB)).map(|(a, b)| distance(a, b, VOCAB));
+    let (mut worst, mut kl): (Vec<f64>, Vec<f64>) = by_position.unzip();
+    worst.sort_by(f64::total_cmp);
+    kl.sort_by(f64::total_cmp);
+    assert!(worst[300] < 1e-2 && kl[300] < 1e-6, "median: differs by {}, KL {}", worst[300], kl[300]);
+    // A few positions may have a router near-tie that rounding decides the other way.
+    assert!(worst[570] < 5e-2 && kl[570] < 5e-5, "95 %: differ by {}, KL {}", worst[570], kl[570]);
+}
+
 /// The reference uses the same dequantized weights; the engine also rounds activations to 8 bits.
 #[test]
 fn quantized_weights_stay_close_to_their_dequantized_values() {

@@ -24,6 +24,8 @@ pub enum st_kv_type {
     ST_KV_F16 = 0,
     /// Single precision.
     ST_KV_F32 = 1,
+    /// 8-bit codes with a scale for 32 of them: about half the memory of half precision, a little less exact.
+    ST_KV_Q8_0 = 2,
 }
 
 /// How router logits become weights, for `gating` of st_model_options.
@@ -212,7 +214,8 @@ pub(crate) unsafe fn model_options(pointer: *const st_model_options) -> Result<M
     options.kv_type = match from.kv_type {
         0 => KvType::F16,
         1 => KvType::F32,
-        n => return Err(Failure::argument("options.kv_type", n, "an st_kv_type, 0 or 1")),
+        2 => KvType::Q8_0,
+        n => return Err(Failure::argument("options.kv_type", n, "an st_kv_type, 0 to 2")),
     };
     options.gating = match from.gating {
         0 => None,

@@ -36,7 +36,8 @@ pub(crate) fn kv_type(name: &str) -> PyResult<KvType> {
     match name {
         "f16" => Ok(KvType::F16),
         "f32" => Ok(KvType::F32),
-        other => Err(errors::argument("kv_type", format!("{other:?}"), "\"f16\" or \"f32\"")),
+        "q8_0" => Ok(KvType::Q8_0),
+        other => Err(errors::argument("kv_type", format!("{other:?}"), "\"f16\", \"f32\" or \"q8_0\"")),
     }
 }
 

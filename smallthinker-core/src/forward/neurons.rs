@@ -54,7 +54,7 @@ impl Neurons {
             let mut gates = [0.0f32; STEP];
             let gates = &mut gates[..STEP.min(rows.end - from)];
             some_rows(kernels, gate, PickedRows::From(from), x, gates)?;
-            for (row, &g) in (from..).zip(gates.iter()).filter(|(_, g)| !(**g <= 0.0)) {
+            for (row, &g) in (from..).zip(gates.iter()).filter(|(_, g)| **g > 0.0 || g.is_nan()) {
                 (active[n], values[n]) = (row as u32, g);
                 n += 1;
                 request(kernels, up, row)?;

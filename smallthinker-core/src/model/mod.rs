@@ -136,7 +136,8 @@ impl Model {
         let slots = plan.expert_slots;
         let lease = budget.lease("weights", plan.resident + plan.tokenizer + slots * plan.expert_slot)?;
 
-        let total = plan.resident + if plan.fits() { expert_bytes(&index) } else { 0 };
+        let total =
+            weights::resident_file_bytes(&gguf, &h)? + if plan.fits() { expert_bytes(&index) } else { 0 };
         let mut done = 0;
         let mut progress = options.progress.take();
         let mut loaded = |bytes: u64| {

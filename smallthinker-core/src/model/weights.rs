@@ -142,6 +142,15 @@ pub(crate) fn is_vector_or_router(name: &str) -> bool {
     name.ends_with("norm.weight") || name.ends_with("ffn_gate_inp.weight")
 }
 
+/// Bytes of the resident tensors in the file: what loading them reads.
+pub(crate) fn resident_file_bytes(gguf: &Gguf, h: &Hparams) -> Result<u64> {
+    let tied = gguf.tensor("output.weight").is_none();
+    let bytes = |(name, rows, cols): (String, usize, usize)| {
+        expect_tensor(gguf, &name, &[cols, rows]).map(|info| info.n_bytes)
+    };
+    resident_shapes(h, tied).into_iter().map(bytes).sum()
+}
+
 /// Bytes that a resident tensor takes in memory.
 pub(crate) fn resident_bytes(
     gguf: &Gguf,

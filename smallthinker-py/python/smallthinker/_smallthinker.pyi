@@ -85,7 +85,7 @@ class Model:
         kernels: str | None = None,
         context_length: int | None = None,
         chunk: int | None = None,
-        kv_type: Literal["f16", "f32"] = "f16",
+        kv_type: Literal["f16", "f32", "q8_0"] = "f16",
         gating: Literal["softmax", "sigmoid"] | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Model: ...
@@ -260,7 +260,7 @@ def plan(
     *,
     memory_budget: int | str | None = None,
     chunk: int | None = None,
-    kv_type: Literal["f16", "f32"] = "f16",
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16",
 ) -> Plan: ...
 def convert(
     hf_dir: str | PathLike[str],

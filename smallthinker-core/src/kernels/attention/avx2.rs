@@ -12,7 +12,7 @@ const ROWS: usize = 6;
 const HALF: usize = LANES / 2;
 
 pub(in crate::kernels) static FUNCTIONS: Functions =
-    Functions { rows: 2 * ROWS, score, soften, mix, widen_f16, widen_q8, f16: None };
+    Functions { rows: 2 * ROWS, score, soften, mix, widen_f16, widen_q8, fused: None };
 
 /// How far ahead of the arithmetic lines are requested from memory.
 const PREFETCH_BYTES: usize = 4096;
@@ -46,23 +46,29 @@ macro_rules! for_rows {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score(mut s: Score<'_, f32>) {
+fn score(mut s: Score<'_, Line<f32>>) {
     for_rows!(score_rows(s); 1 2 3 4 5);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score_rows<const R: usize>(s: &mut Score<'_, f32>, from: usize) {
+fn score_rows<const R: usize>(s: &mut Score<'_, Line<f32>>, from: usize) {
     let Some(rows) = s.out[from..].first_chunk_mut::<R>() else { return };
     for (g, keys) in s.keys.chunks_exact(s.dims).enumerate() {
         for half in 0..2 {
+            // What was widened just now comes in pieces of at most 32 lines, and need not be fetched.
+            let first_pass = from + half == 0 && s.keys.len() > LANES;
             let at = s.first + g * LANES + half * HALF;
             let mut acc = [[_mm256_setzero_ps(); 2]; R];
             for (acc, row) in acc.iter_mut().zip(&*rows) {
                 let sums = row[at..at + HALF].as_chunks::<8>().0;
                 *acc = [load_f32(&sums[0]), load_f32(&sums[1])];
             }
-            for (q, Line(key)) in s.q.chunks_exact(s.rows).zip(keys) {
+            for (q, key) in s.q.chunks_exact(s.rows).zip(keys) {
                 let Some(q) = q[from..].first_chunk::<R>() else { return };
+                if first_pass {
+                    prefetch_after(key);
+                }
+                let Line(key) = key;
                 let key = key[half * HALF..].as_chunks::<8>().0;
                 let key = [load_f32(&key[0]), load_f32(&key[1])];
                 for (acc, q) in acc.iter_mut().zip(q) {
@@ -124,16 +130,17 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix(mut m: Mix<'_, f32>) {
+fn mix(mut m: Mix<'_, Line<f32>>) {
     for_rows!(mix_rows(m); 1 2 3 4 5);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn mix_rows<const R: usize>(m: &mut Mix<'_, f32>, from: usize) {
+fn mix_rows<const R: usize>(m: &mut Mix<'_, Line<f32>>, from: usize) {
     let Some(weights) = m.weights[from..].first_chunk::<R>() else { return };
     let out = &mut m.out[from * m.width..];
-    assert!(out.len() >= (R - 1) * m.width + LANES && m.first + m.values.len() <= BLOCK);
+    assert!(out.len() >= (R - 1) * m.width + LANES && m.positions.end <= BLOCK);
     for half in 0..2 {
+        let first_pass = from + half == 0 && m.values.len() > LANES; // as above
         let out = out.as_mut_ptr().wrapping_add(half * HALF);
         let mut acc = [[_mm256_setzero_ps(); 2]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
@@ -141,7 +148,11 @@ fn mix_rows<const R: usize>(m: &mut Mix<'_, f32>, from: usize) {
             *acc =
                 unsafe { [_mm256_loadu_ps(out.add(r * m.width)), _mm256_loadu_ps(out.add(r * m.width + 8))] };
         }
-        for (i, Line(values)) in (m.first..).zip(m.values) {
+        for (i, values) in m.positions.clone().zip(m.values) {
+            if first_pass {
+                prefetch_after(values);
+            }
+            let Line(values) = values;
             let values = values[half * HALF..].as_chunks::<8>().0;
             let values = [load_f32(&values[0]), load_f32(&values[1])];
             for r in 0..R {

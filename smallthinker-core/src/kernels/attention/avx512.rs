@@ -2,9 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{
-    BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, HalfFunctions, LANES, Line, Mix, SUMS, Score, Square,
-};
+use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, Fused, LANES, Line, Mix, SUMS, Score, Square};
 
 /// 14 rows of two vectors, two vectors of keys or values and one of a query or a weight: 31 of 32 registers.
 const ROWS: usize = 14;
@@ -16,19 +14,24 @@ pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     mix: mix::<f32>,
     widen_f16,
     widen_q8,
-    f16: Some(HalfFunctions { score: score::<u16>, mix: mix::<u16> }),
+    fused: Some(Fused { score_f16: score::<u16>, mix_f16: mix::<u16>, score_q8, mix_q8 }),
 };
 
-/// How far ahead of the arithmetic lines are requested from memory.
-const PREFETCH_BYTES: usize = 4096;
+/// How far ahead of the arithmetic codes are requested from memory, in bytes. All such distances were found by
+/// trial: wide lines come close to what memory gives in any case, while codes leave it little time.
+const CODES_AHEAD: usize = 16384;
 
 /// An element of the cache.
 trait Element: Copy {
+    /// How far ahead lines are requested from memory, in bytes.
+    const AHEAD: usize;
     /// A line as `f32`. Only for CPUs with AVX-512.
     unsafe fn widen(line: &Line<Self>) -> [__m512; 2];
 }
 
 impl Element for u16 {
+    const AHEAD: usize = 4096;
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn widen(line: &Line<u16>) -> [__m512; 2] {
@@ -44,6 +47,8 @@ impl Element for u16 {
 }
 
 impl Element for f32 {
+    const AHEAD: usize = 2048;
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn widen(line: &Line<f32>) -> [__m512; 2] {
@@ -53,13 +58,13 @@ impl Element for f32 {
     }
 }
 
-/// Asks for what lies [`PREFETCH_BYTES`] after this. The address may lie outside the cache.
+/// Asks for what lies `distance` bytes after this. The address may lie outside the cache.
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn prefetch_after<T>(line: &T) {
-    let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(PREFETCH_BYTES);
-    for part in 0..size_of::<T>() / 64 {
+fn prefetch_after<T>(line: &T, distance: usize) {
+    let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(distance);
+    for part in 0..size_of::<T>().div_ceil(64) {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
     }
@@ -67,21 +72,26 @@ fn prefetch_after<T>(line: &T) {
 
 /// Calls the instance of a function for the number of rows.
 macro_rules! for_rows {
-    ($function:ident::<$e:ident>($arg:ident); $($n:literal)*) => {
+    ($function:ident $(<$e:ident>)? ($arg:ident)) => {
+        for_rows!(@ $arg; [$function $(<$e>)?] 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+    (@ $arg:ident; $function:tt $($n:literal)*) => {
         match $arg.rows {
-            $($n => $function::<$e, $n>($arg),)*
-            _ => $function::<$e, ROWS>($arg),
+            $($n => for_rows!(# $function $n $arg),)*
+            _ => for_rows!(# $function ROWS $arg),
         }
     };
+    (# [$f:ident <$e:ident>] $n:tt $arg:ident) => { $f::<$e, $n>($arg) };
+    (# [$f:ident] $n:tt $arg:ident) => { $f::<$n>($arg) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn score<E: Element>(s: Score<'_, E>) {
-    for_rows!(score_rows::<E>(s); 1 2 3 4 5 6 7 8 9 10 11 12 13)
+fn score<E: Element>(s: Score<'_, Line<E>>) {
+    for_rows!(score_rows<E>(s))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn score_rows<E: Element, const R: usize>(s: Score<'_, E>) {
+fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
     let Some(rows) = s.out.first_chunk_mut::<R>() else { return };
     for (g, keys) in s.keys.chunks_exact(s.dims).enumerate() {
         let at = s.first + g * LANES;
@@ -91,7 +101,7 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, E>) {
             *acc = [load(&sums[0]), load(&sums[1])];
         }
         for (q, key) in s.q.as_chunks::<R>().0.iter().zip(keys) {
-            prefetch_after(key);
+            prefetch_after(key, E::AHEAD);
             // SAFETY: this function has the target features that `widen` asks for.
             let key = unsafe { E::widen(key) };
             for (acc, q) in acc.iter_mut().zip(q) {
@@ -164,22 +174,22 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn mix<E: Element>(m: Mix<'_, E>) {
-    for_rows!(mix_rows::<E>(m); 1 2 3 4 5 6 7 8 9 10 11 12 13)
+fn mix<E: Element>(m: Mix<'_, Line<E>>) {
+    for_rows!(mix_rows<E>(m))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
+fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
-    assert!(m.out.len() >= (R - 1) * m.width + LANES && m.first + m.values.len() <= BLOCK);
+    assert!(m.out.len() >= (R - 1) * m.width + LANES && m.positions.end <= BLOCK);
     let out = m.out.as_mut_ptr();
     let mut acc = [[_mm512_setzero_ps(); 2]; R];
     for (r, acc) in acc.iter_mut().enumerate() {
         // SAFETY: 32 floats of row `r`, inside `out`, as checked above.
         *acc = unsafe { [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))] };
     }
-    for (i, values) in (m.first..).zip(m.values) {
-        prefetch_after(values);
+    for (i, values) in m.positions.clone().zip(m.values) {
+        prefetch_after(values, E::AHEAD);
         // SAFETY: this function has the target features that `widen` asks for.
         let values = unsafe { E::widen(values) };
         for r in 0..R {
@@ -201,7 +211,7 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, E>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
-        prefetch_after(half);
+        prefetch_after(half, u16::AHEAD);
         // SAFETY: this function has the target features that `widen` asks for.
         let x = unsafe { u16::widen(half) };
         out.0.as_chunks_mut::<16>().0.iter_mut().zip(x).for_each(|(out, x)| store(out, x));
@@ -210,18 +220,107 @@ fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
-    prefetch_after(square);
+    prefetch_after(square, CODES_AHEAD);
     let mut scales = Line([0.0; LANES]);
     widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
     let lanes = scales.0.as_chunks::<16>().0;
     let lanes = [load(&lanes[0]), load(&lanes[1])];
     for ((codes, scale), out) in square.codes.iter().zip(scales.0).zip(out) {
         let scales = if keys { lanes } else { [_mm512_set1_ps(scale); 2] };
-        let halves = codes.as_chunks::<16>().0.iter().zip(out.0.as_chunks_mut::<16>().0).zip(scales);
-        for ((codes, out), scale) in halves {
-            // SAFETY: 16 bytes; the load needs no alignment.
-            let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
-            store(out, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)), scale));
+        out.0
+            .as_chunks_mut::<16>()
+            .0
+            .iter_mut()
+            .zip(decode(codes, scales))
+            .for_each(|(out, x)| store(out, x));
+    }
+}
+
+/// A line of a square in single precision.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn decode(codes: &[i8; LANES], scales: [__m512; 2]) -> [__m512; 2] {
+    let at = codes.as_ptr();
+    // SAFETY: 16 bytes from each address, all inside the line.
+    let [a, b] = unsafe { [_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(16).cast())] };
+    let [a, b] = [_mm512_cvtepi8_epi32(a), _mm512_cvtepi8_epi32(b)];
+    [_mm512_mul_ps(_mm512_cvtepi32_ps(a), scales[0]), _mm512_mul_ps(_mm512_cvtepi32_ps(b), scales[1])]
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn score_q8(s: Score<'_, Square>) {
+    for_rows!(score_squares(s))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn score_squares<const R: usize>(s: Score<'_, Square>) {
+    let Some(rows) = s.out.first_chunk_mut::<R>() else { return };
+    let q = s.q.as_chunks::<R>().0;
+    for (g, squares) in s.keys.chunks_exact(s.dims.div_ceil(LANES)).enumerate() {
+        let at = s.first + g * LANES;
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        for (acc, row) in acc.iter_mut().zip(&*rows) {
+            let sums = row[at..at + LANES].as_chunks::<16>().0;
+            *acc = [load(&sums[0]), load(&sums[1])];
+        }
+        for (square, q) in squares.iter().zip(q.chunks(LANES)) {
+            prefetch_after(&square.scales, CODES_AHEAD);
+            // SAFETY: this function has the target features that `widen` asks for.
+            let scales = unsafe { u16::widen(&Line(square.scales)) };
+            for (q, codes) in q.iter().zip(&square.codes) {
+                prefetch_after(codes, CODES_AHEAD);
+                let key = decode(codes, scales);
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    let q = _mm512_set1_ps(*q);
+                    *acc = [_mm512_fmadd_ps(q, key[0], acc[0]), _mm512_fmadd_ps(q, key[1], acc[1])];
+                }
+            }
+        }
+        for (acc, row) in acc.iter().zip(&mut *rows) {
+            let sums = row[at..at + LANES].as_chunks_mut::<16>().0;
+            store(&mut sums[0], acc[0]);
+            store(&mut sums[1], acc[1]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn mix_q8(m: Mix<'_, Square>) {
+    for_rows!(mix_squares(m))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn mix_squares<const R: usize>(m: Mix<'_, Square>) {
+    let Some(weights) = m.weights.first_chunk::<R>() else { return };
+    assert!(m.out.len() >= (R - 1) * m.width + LANES && m.positions.end <= BLOCK);
+    let out = m.out.as_mut_ptr();
+    let mut acc = [[_mm512_setzero_ps(); 2]; R];
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: 32 floats of row `r`, inside `out`, as checked above.
+        *acc = unsafe { [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))] };
+    }
+    for (square, group) in m.values.iter().zip(m.positions.start / LANES..) {
+        let mut scales = Line([0.0; LANES]);
+        prefetch_after(&square.scales, CODES_AHEAD);
+        widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
+        let some = m.positions.start.max(group * LANES)..m.positions.end.min((group + 1) * LANES);
+        let lines = some.start % LANES..some.start % LANES + some.len();
+        for ((i, codes), scale) in some.zip(&square.codes[lines.clone()]).zip(&scales.0[lines]) {
+            prefetch_after(codes, CODES_AHEAD);
+            let values = decode(codes, [_mm512_set1_ps(*scale); 2]);
+            for r in 0..R {
+                // SAFETY: positions are inside a block, as checked above.
+                let weight = _mm512_set1_ps(unsafe { *weights[r].get_unchecked(i) });
+                acc[r][0] = _mm512_fmadd_ps(weight, values[0], acc[r][0]);
+                acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
+            }
+        }
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            _mm512_storeu_ps(out.add(r * m.width), acc[0]);
+            _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
         }
     }
 }

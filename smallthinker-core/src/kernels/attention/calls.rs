@@ -46,14 +46,20 @@ impl Functions {
         let groups = positions.start / LANES..positions.end / LANES;
         let lines = groups.start * dims..groups.end * dims;
         out.iter_mut().take(rows).for_each(|row| row[positions.clone()].fill(0.0));
-        match (keys.lines, &self.f16) {
+        match (keys.lines, &self.fused) {
             (Lines::F32(keys), _) => {
                 self.score(Score { rows, q, dims, keys: &keys[lines], first, out });
             }
-            (Lines::F16(keys), Some(f16)) => {
+            (Lines::F16(keys), Some(fused)) => {
                 let score = Score { rows, q, dims, keys: &keys[lines], first, out };
                 // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
-                unsafe { (f16.score)(score) };
+                unsafe { (fused.score_f16)(score) };
+            }
+            (Lines::Q8(keys), Some(fused)) => {
+                let parts = dims.div_ceil(LANES);
+                let keys = &keys[groups.start * parts..groups.end * parts];
+                // SAFETY: as above.
+                unsafe { (fused.score_q8)(Score { rows, q, dims, keys, first, out }) };
             }
             _ => {
                 let mut wide = EMPTY;
@@ -82,18 +88,26 @@ impl Functions {
         if positions.is_empty() {
             return;
         }
-        let (width, first) = (values.head_dim.next_multiple_of(LANES), positions.start);
+        let width = values.head_dim.next_multiple_of(LANES);
         for column in 0..width / LANES {
             let lines = column * BLOCK + positions.start..column * BLOCK + positions.end;
             let out = &mut out[column * LANES..];
-            match (values.lines, &self.f16) {
+            match (values.lines, &self.fused) {
                 (Lines::F32(values), _) => {
-                    self.mix(Mix { rows, weights, first, values: &values[lines], width, out });
+                    let positions = positions.clone();
+                    self.mix(Mix { rows, weights, positions, values: &values[lines], width, out });
                 }
-                (Lines::F16(values), Some(f16)) => {
-                    let mix = Mix { rows, weights, first, values: &values[lines], width, out };
+                (Lines::F16(values), Some(fused)) => {
+                    let positions = positions.clone();
+                    let mix = Mix { rows, weights, positions, values: &values[lines], width, out };
                     // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
-                    unsafe { (f16.mix)(mix) };
+                    unsafe { (fused.mix_f16)(mix) };
+                }
+                (Lines::Q8(values), Some(fused)) => {
+                    let values = &values[lines.start / LANES..lines.end.div_ceil(LANES)];
+                    let mix = Mix { rows, weights, positions: positions.clone(), values, width, out };
+                    // SAFETY: as above.
+                    unsafe { (fused.mix_q8)(mix) };
                 }
                 _ => {
                     let mut wide = EMPTY;
@@ -102,7 +116,7 @@ impl Functions {
                         let all = group * LANES..(group + 1) * LANES;
                         let some = positions.start.max(all.start)..positions.end.min(all.end);
                         let values = &wide[some.start - all.start..some.end - all.start];
-                        self.mix(Mix { rows, weights, first: some.start, values, width, out });
+                        self.mix(Mix { rows, weights, positions: some, values, width, out });
                     }
                 }
             }
@@ -159,12 +173,12 @@ impl Functions {
         }
     }
 
-    fn score(&self, score: Score<'_, f32>) {
+    fn score(&self, score: Score<'_, Line<f32>>) {
         // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
         unsafe { (self.score)(score) };
     }
 
-    fn mix(&self, mix: Mix<'_, f32>) {
+    fn mix(&self, mix: Mix<'_, Line<f32>>) {
         // SAFETY: as above.
         unsafe { (self.mix)(mix) };
     }

@@ -18,6 +18,8 @@ pub(super) mod scalar;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use crate::arena::AnyBits;
 
 pub use rows::QueryRows;
@@ -83,26 +85,26 @@ pub const fn squares(head_dim: usize) -> usize {
 }
 
 /// Products of query rows with keys, added to `out`. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is
-/// `[dims][rows]`, `keys` is `[groups][dims]`, `out` has `rows` rows and `first + 32 * groups <= BLOCK`.
-pub(super) struct Score<'a, E> {
+/// `[dims][rows]`, `keys` is whole groups of 32 positions (`dims` lines each, or the squares for as many), `out`
+/// has `rows` rows and room for the groups from `first` on.
+pub(super) struct Score<'a, L> {
     pub(super) rows: usize,
     pub(super) q: &'a [f32],
     pub(super) dims: usize,
-    pub(super) keys: &'a [Line<E>],
+    pub(super) keys: &'a [L],
     /// Where in the block the first key is.
     pub(super) first: usize,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
 /// Sums of 32 dimensions of values, weighted, added to `out`. Whoever calls promises: `1 <= rows <=
-/// Functions::rows`, `weights` has `rows` rows, `first + values.len() <= BLOCK`, and `out` has 32 elements at
-/// each multiple of `width`, for every row.
-pub(super) struct Mix<'a, E> {
+/// Functions::rows`, `weights` has `rows` rows, `positions` lies inside a block, `values` is the lines of these
+/// positions (or the squares with such lines), and `out` has 32 elements at each multiple of `width`, for every row.
+pub(super) struct Mix<'a, L> {
     pub(super) rows: usize,
     pub(super) weights: &'a [[f32; BLOCK]],
-    /// Where in the block the first value is.
-    pub(super) first: usize,
-    pub(super) values: &'a [Line<E>],
+    pub(super) positions: Range<usize>,
+    pub(super) values: &'a [L],
     pub(super) width: usize,
     pub(super) out: &'a mut [f32],
 }
@@ -116,21 +118,23 @@ type Soften = unsafe fn(scores: &mut [f32], max: f32, sums: &mut [f32; SUMS]) ->
 pub(super) struct Functions {
     /// Rows that one call takes at most.
     pub(super) rows: usize,
-    pub(super) score: unsafe fn(Score<'_, f32>),
+    pub(super) score: unsafe fn(Score<'_, Line<f32>>),
     pub(super) soften: Soften,
-    pub(super) mix: unsafe fn(Mix<'_, f32>),
+    pub(super) mix: unsafe fn(Mix<'_, Line<f32>>),
     /// The same values in single precision, as far as both go.
     pub(super) widen_f16: unsafe fn(&[Line<u16>], &mut [Line<f32>]),
     /// The lines of a square in single precision, as far as they go; whether they are keys.
     pub(super) widen_q8: unsafe fn(&Square, bool, &mut [Line<f32>]),
-    /// Where that is faster: the same with elements in half precision, without the detour.
-    pub(super) f16: Option<HalfFunctions>,
+    /// Where that is faster: functions that widen on the way.
+    pub(super) fused: Option<Fused>,
 }
 
-/// Functions that widen on the way.
-pub(super) struct HalfFunctions {
-    pub(super) score: unsafe fn(Score<'_, u16>),
-    pub(super) mix: unsafe fn(Mix<'_, u16>),
+/// As `score` and `mix`, of the other element types. The same bits.
+pub(super) struct Fused {
+    pub(super) score_f16: unsafe fn(Score<'_, Line<u16>>),
+    pub(super) mix_f16: unsafe fn(Mix<'_, Line<u16>>),
+    pub(super) score_q8: unsafe fn(Score<'_, Square>),
+    pub(super) mix_q8: unsafe fn(Mix<'_, Square>),
 }
 
 /// Coefficients of `2^f` for `f` in -0.5..=0.5, highest power first, the last one 1: a relative error of

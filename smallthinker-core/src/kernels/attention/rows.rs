@@ -66,7 +66,8 @@ impl QueryRows {
                 return Err(misuse("attention", format_args!("a query of {} elements", q.len())));
             }
             let tile = tile_of(i, n, rows.functions.rows);
-            let place = rows.q[tile.start * head_dim..].iter_mut().skip(i - tile.start).step_by(tile.len());
+            let place = &mut rows.q[tile.start * head_dim..tile.end * head_dim];
+            let place = place.chunks_exact_mut(tile.len()).map(|dim| &mut dim[i - tile.start]);
             place.zip(q).for_each(|(place, q)| *place = q * scale);
             rows.visible.push(visible);
         }

@@ -3,7 +3,7 @@
 use super::{EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, Square};
 
 pub(in crate::kernels) static FUNCTIONS: Functions =
-    Functions { rows: 8, score, soften, mix, widen_f16, widen_q8, f16: None };
+    Functions { rows: 8, score, soften, mix, widen_f16, widen_q8, fused: None };
 
 /// `a · b + c`, rounded once.
 ///
@@ -29,7 +29,7 @@ pub(super) fn exp2(x: f32) -> f32 {
     if x < EXP2_MIN { 0.0 } else { p * f32::from_bits(rounded.to_bits() << 23) }
 }
 
-fn score(s: Score<'_, f32>) {
+fn score(s: Score<'_, Line<f32>>) {
     for (g, keys) in s.keys.chunks_exact(s.dims).enumerate() {
         let at = s.first + g * LANES;
         for (r, row) in s.out.iter_mut().take(s.rows).enumerate() {
@@ -54,10 +54,10 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
     (max, shrink)
 }
 
-fn mix(m: Mix<'_, f32>) {
+fn mix(m: Mix<'_, Line<f32>>) {
     for (weights, out) in m.weights.iter().zip(m.out.chunks_mut(m.width)).take(m.rows) {
         let Some(out) = out.first_chunk_mut::<LANES>() else { return };
-        for (w, Line(values)) in weights[m.first..].iter().zip(m.values) {
+        for (w, Line(values)) in weights[m.positions.clone()].iter().zip(m.values) {
             out.iter_mut().zip(values).for_each(|(out, v)| *out = fma(*w, *v, *out));
         }
     }

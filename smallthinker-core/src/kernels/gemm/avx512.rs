@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::panel::{self, PanelBlock, PanelSource};
 use super::tiles::TokenBlock;
 use super::{Gemm, LANES, Product, residue_counts, residue_starts};
+use crate::kernels::lanes::Row;
 use crate::tensor::block::SUB;
 
 pub(in crate::kernels) const AVX512: Gemm =
@@ -86,7 +87,7 @@ pub(super) fn unpack_lanes<const BIAS: u8>(w: &PanelSource<'_>, row: usize, pane
     }
     let blocks = w.blocks();
     let starts = residue_starts(blocks);
-    let mut rows: [(&[[u8; 128]], &[[u8; 16]]); LANES] = [(&[], &[]); LANES];
+    let mut rows: [Row<'_>; LANES] = [(&[], &[]); LANES];
     for (r, place) in rows.iter_mut().enumerate() {
         *place = w.lanes_row(row + r);
     }

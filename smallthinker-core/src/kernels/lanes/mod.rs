@@ -50,6 +50,9 @@ impl LaneGroup {
     }
 }
 
+/// The codes and the scales of a row, by group.
+pub(in crate::kernels) type Row<'a> = (&'a [[u8; GROUP_CODES]], &'a [[u8; GROUP_SCALES]]);
+
 /// A Q4_0 matrix in [`Layout::Lanes`].
 #[derive(Clone, Copy)]
 pub(crate) struct LaneMatrix<'a> {
@@ -73,7 +76,7 @@ impl<'a> LaneMatrix<'a> {
 
     /// The codes and the scales of a row, if there is such a row.
     #[inline]
-    pub(super) fn row(&self, row: usize) -> Option<(&'a [[u8; GROUP_CODES]], &'a [[u8; GROUP_SCALES]])> {
+    pub(super) fn row(&self, row: usize) -> Option<Row<'a>> {
         let at = row * self.groups..(row + 1) * self.groups;
         Some((self.codes.get(at.clone())?, self.scales.get(at)?))
     }

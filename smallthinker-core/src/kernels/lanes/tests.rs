@@ -34,7 +34,7 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
                 let mut part = vec![f32::NAN; rows - from];
                 set.matvec_lanes(matrix, PickedRows::From(from), acts.row(0), &mut part).unwrap();
                 assert_eq!(bits(&part), bits(&want[from..]), "{at}");
-                let list: Vec<u32> = (0..rows as u32).filter(|_| rng.next() % 3 == 0).collect();
+                let list: Vec<u32> = (0..rows as u32).filter(|_| rng.next().is_multiple_of(3)).collect();
                 let mut picked = vec![f32::NAN; list.len()];
                 set.matvec_lanes(matrix, PickedRows::List(&list), acts.row(0), &mut picked).unwrap();
                 let selected: Vec<f32> = list.iter().map(|&i| want[i as usize]).collect();
