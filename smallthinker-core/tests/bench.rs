@@ -103,7 +103,8 @@ fn a_model_tells_where_it_skips_neurons() {
     // Type, down by neuron, and what is skipped: up, down.
     for (dtype, by_neuron, up, down) in [
         (DType::Q4_0, false, true, true),
-        (DType::Q8_0, false, true, false),
+        (DType::Q8_0, false, true, true),
+        (DType::F16, false, true, false),
         (DType::Q4_0, true, false, true),
     ] {
         let model = fixture(dtype, by_neuron).open();
