@@ -22,6 +22,20 @@ const MAX_SPLIT_TOKENS: usize = 16;
 /// Tokens that one task attends for in a longer chunk: enough to use each page often while it is in the cache.
 const TOKENS_PER_TASK: usize = 32;
 
+/// Bytes of the partial results of a session of `context` positions, chunks of `chunk`.
+pub(crate) fn partial_bytes(h: &Hparams, chunk: usize, context: usize) -> u64 {
+    let rows = (h.n_heads * chunk.min(MAX_SPLIT_TOKENS)) as u64;
+    let total = 4 * QueryRows::total_len(h.head_dim) as u64;
+    rows.saturating_mul(total).saturating_mul(context.div_ceil(SPAN) as u64)
+}
+
+/// Bytes that a task of a longer chunk takes: queries, outputs, totals and scores of its rows, and a block of keys and
+/// values in single precision.
+pub(crate) fn task_bytes(h: &Hparams) -> usize {
+    let rows = TOKENS_PER_TASK * (h.n_heads / h.n_kv_heads);
+    4 * (rows * 4 * QueryRows::total_len(h.head_dim) + 2 * PAGE * QueryRows::total_len(h.head_dim))
+}
+
 /// One chunk's queries. Their keys and values are in the cache already.
 pub(crate) struct Queries<'a> {
     /// `[tokens][stride]`, the queries first in each row.

@@ -165,8 +165,9 @@ impl KvCache {
         }
         let leases: Result<Vec<Lease>> =
             layers.iter().map(|_| self.budget.lease("KV cache", bytes)).collect();
+        let leases = leases?;
         let mut arena = Arena::new(layers.len() * Arena::footprint(bytes as usize), "KV cache")?;
-        for (l, lease) in layers.iter_mut().zip(leases?) {
+        for (l, lease) in layers.iter_mut().zip(leases) {
             let slab = arena.take(bytes as usize);
             let slab = slab.ok_or_else(|| Error::Internal { message: "KV pages do not fit".into() })?;
             let mut page = Page::new(self.kind, self.head_dim, slab, lease);

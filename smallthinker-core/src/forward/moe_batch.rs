@@ -79,7 +79,15 @@ pub(super) fn by_expert(
         }
         pass.clock.lap(Stage::Down);
         pass.clock.bytes(Stage::GateUp, (parts.gate.slot_bytes + parts.up.slot_bytes) as u64);
-        pass.clock.bytes(Stage::Down, parts.down.slot_bytes as u64);
+        let down = match parts.down_layout {
+            // Of one token, the rows of active neurons only; of many, most rows.
+            DownLayout::ByNeuron if users.len() == 1 => {
+                let active = s.gate.iter().filter(|g| **g != 0.0).count();
+                active * (parts.down.slot_bytes / parts.down.rows.max(1))
+            }
+            _ => parts.down.slot_bytes,
+        };
+        pass.clock.bytes(Stage::Down, down as u64);
     }
     Ok(())
 }

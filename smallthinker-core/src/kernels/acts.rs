@@ -169,6 +169,7 @@ impl Acts {
             self.groups.extend_from_slice(row.groups);
             self.tokens += 1;
         }
+        self.set_lanes();
         Ok(())
     }
 

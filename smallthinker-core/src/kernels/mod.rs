@@ -101,7 +101,17 @@ impl Kernels {
     }
 
     /// All sets that this CPU and operating system can run, best first; the last is always "scalar".
+    ///
+    /// Where there is AMX, asks the kernel for the permission to use its registers, which a process has from then on;
+    /// signal stacks must then be large enough to hold them.
     pub fn available() -> Vec<&'static Kernels> {
+        Self::listed(true)
+    }
+
+    /// As [`available`](Self::available); without `amx` nothing is asked for.
+    fn listed(amx: bool) -> Vec<&'static Kernels> {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = amx;
         let mut sets: Vec<&'static Kernels> = Vec::with_capacity(5);
         // The macros look at the CPU's flags and at the register state that the operating system saves
         // (OSXSAVE and XCR0 on x86, hwcaps on Arm), so a set is listed only if its registers survive a
@@ -112,7 +122,7 @@ impl Kernels {
             let avx2 = has!("avx2") && has!("fma") && has!("f16c");
             let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
             if avx2 && avx512 && has!("avx512vnni") {
-                if gemm::amx_available() {
+                if amx && gemm::amx_available() {
                     sets.push(&avx512::AMX_KERNELS);
                 }
                 sets.push(&avx512::KERNELS);
@@ -137,7 +147,7 @@ impl Kernels {
     /// The set with this name, if this machine can run it: "amx", "avx512vnni", "avxvnni", "avx2", "neon"
     /// or "scalar".
     pub fn by_name(name: &str) -> Option<&'static Kernels> {
-        Self::available().into_iter().find(|set| set.name == name)
+        Self::listed(name == "amx").into_iter().find(|set| set.name == name)
     }
 
     /// Name of the set.

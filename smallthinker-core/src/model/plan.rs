@@ -2,6 +2,7 @@
 
 use crate::experts::MIN_SLOTS_PER_CHOICE;
 use crate::forward::TaskBuffers;
+use crate::forward::attention::{partial_bytes, task_bytes};
 use crate::forward::kv_cache::{KvCache, KvType, PAGE};
 use crate::gguf::Gguf;
 use crate::kernels::gemm::{ActTiles, GemmScratch};
@@ -75,7 +76,7 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let experts = h.n_layers as u64 * h.n_experts as u64;
     let kv_page = (h.n_layers as u64).saturating_mul(KvCache::page_bytes(h, kv));
     let tokenizer = h.vocab as u64 * TOKENIZER_BYTES_PER_TOKEN;
-    let scratch = scratch_bytes(h, chunk, options.resolved_threads()?);
+    let scratch = scratch_bytes(h, chunk, options.resolved_threads()?, options.resolved_context(h)?);
     let kv_full = kv_full_context(h, options.resolved_context(h)?, kv, chunk);
     let fixed = resident.saturating_add(tokenizer).saturating_add(scratch);
     let everything = fixed.saturating_add(kv_full).saturating_add(index.bank_bytes());
@@ -113,8 +114,8 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
 /// Measured with the 151,936-token vocabulary: strings, two hash maps and the merge table.
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 400;
 
-/// Upper bound of a session's buffers for chunks of `chunk` positions on `threads` threads.
-pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize) -> u64 {
+/// Upper bound of a session's buffers for chunks of `chunk` positions on `threads` threads, `context` positions in all.
+pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize, context: usize) -> u64 {
     let acts = |cols: usize| 4 * cols + cols.div_ceil(256) * size_of::<ActGroup>();
     let (qkv, widest) = (h.q_dim() + 2 * h.kv_dim(), h.hidden.max(h.q_dim()));
     let one = 4 * (3 * h.hidden + qkv + h.q_dim() + h.n_experts + h.head_dim)
@@ -129,12 +130,15 @@ pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize) -> u64 {
         + ActTiles::bytes_per_vector(h.hidden)
         + ActTiles::bytes_per_vector(h.expert_ffn);
     // What each thread unpacks and computes, once for attention and once for experts.
-    let task = 2 * (GemmScratch::bytes(widest.max(h.expert_ffn)) + chunk * TaskBuffers::BYTES_PER_VECTOR);
+    let attention = task_bytes(h);
+    let task = attention
+        + 2 * (GemmScratch::bytes(widest.max(h.expert_ffn)) + chunk * TaskBuffers::BYTES_PER_VECTOR);
     // A single position keeps the neurons of all its experts.
     let together = h.top_k * (4 * (h.expert_ffn + h.hidden) + acts(h.expert_ffn) + 8 * h.expert_ffn);
     (one as u64)
         .saturating_mul(chunk as u64)
         .saturating_add((task as u64).saturating_mul(threads as u64))
+        .saturating_add(partial_bytes(h, chunk, context))
         .saturating_add((together + 4 * h.vocab + size_of::<Acts>()) as u64)
 }
 

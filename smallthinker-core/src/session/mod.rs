@@ -44,7 +44,9 @@ pub(crate) struct Evaluated {
 impl Session {
     pub(crate) fn new(model: Model) -> Result<Session> {
         let m = &model.inner;
-        let lease = m.budget.lease("session buffers", scratch_bytes(&m.h, m.chunk, m.pool.threads()))?;
+        let lease = m
+            .budget
+            .lease("session buffers", scratch_bytes(&m.h, m.chunk, m.pool.threads(), m.context_length))?;
         let kv = KvCache::new(&m.h, m.kv_type, m.chunk, m.budget.clone());
         Ok(Session {
             tokens: Vec::new(),

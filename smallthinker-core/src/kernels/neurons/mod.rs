@@ -75,7 +75,7 @@ impl NeuronBlock {
         -zero_point * self.sum
     }
 
-    /// Whether the block adds nothing.
+    /// Whether the block adds nothing, whatever its weights, as long as their scales are finite numbers.
     fn is_zero(&self) -> bool {
         self.count == 0 && !self.scale.is_nan()
     }
