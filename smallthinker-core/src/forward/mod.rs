@@ -1,6 +1,6 @@
 //! The forward pass (technical report, section 2, and the published modelling code), top to bottom.
 
-mod attention;
+pub(crate) mod attention;
 mod head;
 pub(crate) mod kv_cache;
 pub(crate) mod kv_page;

@@ -1,6 +1,7 @@
 //! What a model takes and what a budget allows, computed from the file's directory alone.
 
 use crate::experts::MIN_SLOTS_PER_CHOICE;
+use crate::forward::attention::partial_bytes;
 use crate::forward::kv_cache::{KvCache, KvType, PAGE};
 use crate::gguf::Gguf;
 use crate::kernels::{ActGroup, Acts};
@@ -128,6 +129,7 @@ pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize) -> u64 {
     (one as u64)
         .saturating_mul(chunk as u64)
         .saturating_add((together + 4 * h.vocab + size_of::<Acts>()) as u64)
+        .saturating_add(partial_bytes(h, chunk) as u64)
 }
 
 fn kv_full_context(h: &Hparams, context: usize, kv: KvType, chunk: usize) -> u64 {
