@@ -19,20 +19,22 @@ const SPAN: usize = 2 * PAGE;
 /// would take more room than the keys and values.
 const MAX_SPLIT_TOKENS: usize = 16;
 
-/// Tokens that one task attends for in a longer chunk: enough to use each page often while it is in the cache.
-const TOKENS_PER_TASK: usize = 32;
+/// Tokens that one task attends for in a longer chunk: the more, the more often a page is used while it is in the
+/// cache; the fewer, the better the threads can share.
+const TOKENS_PER_TASK: (usize, usize) = (8, 32);
+const TASKS_PER_THREAD: usize = 4;
 
 /// Bytes of the partial results of a session of `context` positions, chunks of `chunk`.
 pub(crate) fn partial_bytes(h: &Hparams, chunk: usize, context: usize) -> u64 {
     let rows = (h.n_heads * chunk.min(MAX_SPLIT_TOKENS)) as u64;
     let total = 4 * QueryRows::total_len(h.head_dim) as u64;
-    rows.saturating_mul(total).saturating_mul(context.div_ceil(SPAN) as u64)
+    rows.saturating_mul(total).saturating_mul((context / SPAN + 2) as u64)
 }
 
 /// Bytes that a task of a longer chunk takes: queries, outputs, totals and scores of its rows, and a block of keys and
 /// values in single precision.
 pub(crate) fn task_bytes(h: &Hparams) -> usize {
-    let rows = TOKENS_PER_TASK * (h.n_heads / h.n_kv_heads);
+    let rows = TOKENS_PER_TASK.1 * (h.n_heads / h.n_kv_heads);
     4 * (rows * 4 * QueryRows::total_len(h.head_dim) + 2 * PAGE * QueryRows::total_len(h.head_dim))
 }
 
@@ -157,7 +159,10 @@ fn by_tokens(
     out: &mut [f32],
 ) -> Result<()> {
     let (group, total) = (h.n_heads / h.n_kv_heads, QueryRows::total_len(h.head_dim));
-    tiles(team, out, h.q_dim(), (TOKENS_PER_TASK, group * h.head_dim), &|tile| {
+    let n = out.len() / h.q_dim();
+    let tokens = n * h.n_kv_heads / (TASKS_PER_THREAD * team.threads());
+    let tokens = tokens.clamp(TOKENS_PER_TASK.0, TOKENS_PER_TASK.1);
+    tiles(team, out, h.q_dim(), (tokens, group * h.head_dim), &|tile| {
         let (tokens, kv_head) = (tile.rows(), tile.cols().start / (group * h.head_dim));
         let mut rows = queries.of_head(kernels, h, kv_head, tokens.clone())?;
         let mut totals = vec![0.0; tokens.len() * group * total];

@@ -97,8 +97,9 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
         let at = s.first + g * LANES;
         let mut acc = [[_mm512_setzero_ps(); 2]; R];
         for (acc, row) in acc.iter_mut().zip(&*rows) {
-            let sums = row[at..at + LANES].as_chunks::<16>().0;
-            *acc = [load(&sums[0]), load(&sums[1])];
+            if let Some(sums) = row[at..].first_chunk() {
+                *acc = load_line(sums);
+            }
         }
         for (q, key) in s.q.as_chunks::<R>().0.iter().zip(keys) {
             prefetch_after(key, E::AHEAD);
@@ -110,9 +111,9 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
             }
         }
         for (acc, row) in acc.iter().zip(&mut *rows) {
-            let sums = row[at..at + LANES].as_chunks_mut::<16>().0;
-            store(&mut sums[0], acc[0]);
-            store(&mut sums[1], acc[1]);
+            if let Some(sums) = row[at..].first_chunk_mut() {
+                store_line(sums, *acc);
+            }
         }
     }
 }
@@ -129,6 +130,23 @@ fn load(x: &[f32; 16]) -> __m512 {
 fn store(out: &mut [f32; 16], x: __m512) {
     // SAFETY: room for 16 floats; the store needs no alignment.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+}
+
+/// Loads 32 elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn load_line(x: &[f32; LANES]) -> [__m512; 2] {
+    let halves = x.as_chunks::<16>().0;
+    [load(&halves[0]), load(&halves[1])]
+}
+
+/// Stores 32 elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn store_line(out: &mut [f32; LANES], x: [__m512; 2]) {
+    let halves = out.as_chunks_mut::<16>().0;
+    store(&mut halves[0], x[0]);
+    store(&mut halves[1], x[1]);
 }
 
 /// The operations of `scalar::exp2`.
@@ -173,6 +191,35 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
     (max, _mm512_cvtss_f32(shrink))
 }
 
+/// Loads 32 elements at each multiple of `width`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn load_rows<const R: usize>(x: &[f32], width: usize) -> [[__m512; 2]; R] {
+    assert!(x.len() >= (R - 1) * width + LANES);
+    let mut rows = [[_mm512_setzero_ps(); 2]; R];
+    for (r, row) in rows.iter_mut().enumerate() {
+        let at = x.as_ptr().wrapping_add(r * width);
+        // SAFETY: 32 floats behind the multiple of `width`, inside `x`, as checked above.
+        *row = unsafe { [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))] };
+    }
+    rows
+}
+
+/// Stores 32 elements at each multiple of `width`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn store_rows<const R: usize>(out: &mut [f32], width: usize, rows: &[[__m512; 2]; R]) {
+    assert!(out.len() >= (R - 1) * width + LANES);
+    for (r, row) in rows.iter().enumerate() {
+        let at = out.as_mut_ptr().wrapping_add(r * width);
+        // SAFETY: 32 floats behind the multiple of `width`, inside `out`, as checked above.
+        unsafe {
+            _mm512_storeu_ps(at, row[0]);
+            _mm512_storeu_ps(at.add(16), row[1]);
+        }
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn mix<E: Element>(m: Mix<'_, Line<E>>) {
     for_rows!(mix_rows<E>(m))
@@ -181,13 +228,8 @@ fn mix<E: Element>(m: Mix<'_, Line<E>>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
-    assert!(m.out.len() >= (R - 1) * m.width + LANES && m.positions.end <= BLOCK);
-    let out = m.out.as_mut_ptr();
-    let mut acc = [[_mm512_setzero_ps(); 2]; R];
-    for (r, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: 32 floats of row `r`, inside `out`, as checked above.
-        *acc = unsafe { [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))] };
-    }
+    assert!(m.positions.end <= BLOCK);
+    let mut acc = load_rows::<R>(m.out, m.width);
     for (i, values) in m.positions.clone().zip(m.values) {
         prefetch_after(values, E::AHEAD);
         // SAFETY: this function has the target features that `widen` asks for.
@@ -199,13 +241,7 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
             acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
         }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        // SAFETY: as above.
-        unsafe {
-            _mm512_storeu_ps(out.add(r * m.width), acc[0]);
-            _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
-        }
-    }
+    store_rows(m.out, m.width, &acc);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -213,8 +249,7 @@ fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
         prefetch_after(half, u16::AHEAD);
         // SAFETY: this function has the target features that `widen` asks for.
-        let x = unsafe { u16::widen(half) };
-        out.0.as_chunks_mut::<16>().0.iter_mut().zip(x).for_each(|(out, x)| store(out, x));
+        store_line(&mut out.0, unsafe { u16::widen(half) });
     }
 }
 
@@ -223,16 +258,10 @@ fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
     prefetch_after(square, CODES_AHEAD);
     let mut scales = Line([0.0; LANES]);
     widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
-    let lanes = scales.0.as_chunks::<16>().0;
-    let lanes = [load(&lanes[0]), load(&lanes[1])];
+    let lanes = load_line(&scales.0);
     for ((codes, scale), out) in square.codes.iter().zip(scales.0).zip(out) {
         let scales = if keys { lanes } else { [_mm512_set1_ps(scale); 2] };
-        out.0
-            .as_chunks_mut::<16>()
-            .0
-            .iter_mut()
-            .zip(decode(codes, scales))
-            .for_each(|(out, x)| store(out, x));
+        store_line(&mut out.0, decode(codes, scales));
     }
 }
 
@@ -260,8 +289,9 @@ fn score_squares<const R: usize>(s: Score<'_, Square>) {
         let at = s.first + g * LANES;
         let mut acc = [[_mm512_setzero_ps(); 2]; R];
         for (acc, row) in acc.iter_mut().zip(&*rows) {
-            let sums = row[at..at + LANES].as_chunks::<16>().0;
-            *acc = [load(&sums[0]), load(&sums[1])];
+            if let Some(sums) = row[at..].first_chunk() {
+                *acc = load_line(sums);
+            }
         }
         for (square, q) in squares.iter().zip(q.chunks(LANES)) {
             prefetch_after(&square.scales, CODES_AHEAD);
@@ -277,9 +307,9 @@ fn score_squares<const R: usize>(s: Score<'_, Square>) {
             }
         }
         for (acc, row) in acc.iter().zip(&mut *rows) {
-            let sums = row[at..at + LANES].as_chunks_mut::<16>().0;
-            store(&mut sums[0], acc[0]);
-            store(&mut sums[1], acc[1]);
+            if let Some(sums) = row[at..].first_chunk_mut() {
+                store_line(sums, *acc);
+            }
         }
     }
 }
@@ -292,13 +322,8 @@ fn mix_q8(m: Mix<'_, Square>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn mix_squares<const R: usize>(m: Mix<'_, Square>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
-    assert!(m.out.len() >= (R - 1) * m.width + LANES && m.positions.end <= BLOCK);
-    let out = m.out.as_mut_ptr();
-    let mut acc = [[_mm512_setzero_ps(); 2]; R];
-    for (r, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: 32 floats of row `r`, inside `out`, as checked above.
-        *acc = unsafe { [_mm512_loadu_ps(out.add(r * m.width)), _mm512_loadu_ps(out.add(r * m.width + 16))] };
-    }
+    assert!(m.positions.end <= BLOCK);
+    let mut acc = load_rows::<R>(m.out, m.width);
     for (square, group) in m.values.iter().zip(m.positions.start / LANES..) {
         let mut scales = Line([0.0; LANES]);
         prefetch_after(&square.scales, CODES_AHEAD);
@@ -316,11 +341,5 @@ fn mix_squares<const R: usize>(m: Mix<'_, Square>) {
             }
         }
     }
-    for (r, acc) in acc.iter().enumerate() {
-        // SAFETY: as above.
-        unsafe {
-            _mm512_storeu_ps(out.add(r * m.width), acc[0]);
-            _mm512_storeu_ps(out.add(r * m.width + 16), acc[1]);
-        }
-    }
+    store_rows(m.out, m.width, &acc);
 }

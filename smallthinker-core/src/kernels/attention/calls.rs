@@ -19,9 +19,9 @@ pub(super) fn fit(head_dim: usize, keys: Lines<'_>, values: Lines<'_>) -> bool {
     }
 }
 
-/// The keys or values of a block, known to [`fit`].
+/// The keys or the values of a block, known to [`fit`].
 #[derive(Clone, Copy)]
-pub(super) struct Half<'a> {
+pub(super) struct Side<'a> {
     pub(super) lines: Lines<'a>,
     pub(super) head_dim: usize,
 }
@@ -38,7 +38,7 @@ impl Functions {
     pub(super) fn scores(
         &self,
         tile: Tile<'_>,
-        keys: Half<'_>,
+        keys: Side<'_>,
         positions: Range<usize>,
         out: &mut [[f32; BLOCK]],
     ) {
@@ -75,13 +75,12 @@ impl Functions {
         }
     }
 
-    /// Adds the weighted values of some positions to `out`, rows of `width` elements, of which there are as many
-    /// as weights are meant by `rows`.
+    /// Adds the values of some positions, weighted, to `rows` rows of `out`. Rows are whole lines long.
     pub(super) fn mix_values(
         &self,
         rows: usize,
         weights: &[[f32; BLOCK]],
-        values: Half<'_>,
+        values: Side<'_>,
         positions: Range<usize>,
         out: &mut [f32],
     ) {
@@ -126,8 +125,8 @@ impl Functions {
     /// Widens keys and values of some positions of a block into `wide`, where they lie as lines of `f32` would.
     pub(super) fn widen(
         &self,
-        keys: Half<'_>,
-        values: Half<'_>,
+        keys: Side<'_>,
+        values: Side<'_>,
         positions: Range<usize>,
         wide: &mut Vec<Line<f32>>,
     ) {
@@ -137,9 +136,8 @@ impl Functions {
         let groups = positions.start / LANES..positions.end.div_ceil(LANES);
         for (group, wide) in wide_keys.chunks_exact_mut(dim).enumerate() {
             if groups.contains(&group) {
-                wide.chunks_mut(LANES)
-                    .enumerate()
-                    .for_each(|(i, wide)| self.widen_keys(keys, group, i, wide));
+                let parts = wide.chunks_mut(LANES).enumerate();
+                parts.for_each(|(part, wide)| self.widen_keys(keys, group, part, wide));
             }
         }
         for (column, wide) in wide_values.chunks_exact_mut(BLOCK).enumerate() {
@@ -152,13 +150,13 @@ impl Functions {
     }
 
     /// Keys of the 32 positions of `group`, up to 32 dimensions from `32 * part` on.
-    fn widen_keys(&self, keys: Half<'_>, group: usize, part: usize, out: &mut [Line<f32>]) {
+    fn widen_keys(&self, keys: Side<'_>, group: usize, part: usize, out: &mut [Line<f32>]) {
         let at = group * keys.head_dim + part * LANES;
         self.widen_lines(keys.lines, at, group * keys.head_dim.div_ceil(LANES) + part, true, out);
     }
 
     /// Values of the 32 positions of `group`, 32 dimensions from `32 * column` on.
-    fn widen_values(&self, values: Half<'_>, column: usize, group: usize, out: &mut [Line<f32>]) {
+    fn widen_values(&self, values: Side<'_>, column: usize, group: usize, out: &mut [Line<f32>]) {
         let square = column * (BLOCK / LANES) + group;
         self.widen_lines(values.lines, square * LANES, square, false, out);
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::calls::{Half, Tile, fit};
+use super::calls::{Side, Tile, fit};
 use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, key_lines, scalar};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
@@ -88,7 +88,7 @@ impl QueryRows {
             return Err(misuse("attention", format_args!("lines that are no block of {}", self.head_dim)));
         }
         let head_dim = self.head_dim;
-        let [keys, values] = [keys, values].map(|lines| Half { lines, head_dim });
+        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim });
         let n = self.visible.len();
         let as_it_is = matches!(keys.lines, Lines::F32(_)) || n.div_ceil(self.functions.rows) < WIDE_TILES;
         match self.union(0..n, first) {
@@ -96,7 +96,7 @@ impl QueryRows {
                 let mut wide = std::mem::take(&mut self.wide);
                 self.functions.widen(keys, values, seen, &mut wide);
                 let (keys, values) = wide.split_at(key_lines(head_dim));
-                let [keys, values] = [keys, values].map(|lines| Half { lines: Lines::F32(lines), head_dim });
+                let [keys, values] = [keys, values].map(|lines| Side { lines: Lines::F32(lines), head_dim });
                 self.add_tiles(first, keys, values);
                 self.wide = wide;
             }
@@ -106,7 +106,7 @@ impl QueryRows {
         Ok(())
     }
 
-    fn add_tiles(&mut self, first: usize, keys: Half<'_>, values: Half<'_>) {
+    fn add_tiles(&mut self, first: usize, keys: Side<'_>, values: Side<'_>) {
         let n = self.visible.len();
         let mut from = 0;
         while from < n {
@@ -128,7 +128,7 @@ impl QueryRows {
         seen.start.saturating_sub(first).min(BLOCK)..seen.end.saturating_sub(first).min(BLOCK)
     }
 
-    fn add_tile(&mut self, tile: Range<usize>, first: usize, keys: Half<'_>, values: Half<'_>) {
+    fn add_tile(&mut self, tile: Range<usize>, first: usize, keys: Side<'_>, values: Side<'_>) {
         let Some(union) = self.union(tile.clone(), first) else { return };
         let q = &self.q[tile.start * self.head_dim..tile.end * self.head_dim];
         let rows = Tile { rows: tile.len(), q };
@@ -171,7 +171,7 @@ impl QueryRows {
     }
 
     /// Adds weighted values for `rows`; `at` is the place of the first in its tile.
-    fn mix(&mut self, rows: Range<usize>, at: usize, positions: Range<usize>, values: Half<'_>) {
+    fn mix(&mut self, rows: Range<usize>, at: usize, positions: Range<usize>, values: Side<'_>) {
         let out = &mut self.out[rows.start * self.width..rows.end * self.width];
         self.functions.mix_values(rows.len(), &self.scores[at..], values, positions, out);
     }
