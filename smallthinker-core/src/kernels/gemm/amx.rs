@@ -11,15 +11,19 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::avx512::{self, Sums, for_each_size, load_f32, put_sums};
+use super::avx512::{self, AVX512, Sums, ask_ahead, expect_sums, for_each_size, load_f32, put_sums};
 use super::panel::PanelBlock;
 use super::tiles::TokenBlock;
 use super::{Gemm, LANES, Product, residue_counts};
 use crate::tensor::block::SUB;
 
 /// Codes are signed here: the unit takes them so, and there is no offset left to add.
-pub(in crate::kernels) const AMX: Gemm =
-    Gemm { unpack_lanes: avx512::unpack_lanes::<8>, unpack_down: avx512::unpack_down::<8>, multiply };
+pub(in crate::kernels) const AMX: Gemm = Gemm {
+    unpack_lanes: avx512::unpack_lanes::<8>,
+    unpack_down: avx512::unpack_down::<8>,
+    multiply,
+    few: Some(&AVX512),
+};
 
 /// Whether the CPU has the instructions and the system lets this process use them.
 pub(in crate::kernels) fn available() -> bool {
@@ -115,12 +119,12 @@ unsafe fn store<const R: usize>(out: &mut Dots) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn multiply(p: Product<'_>) {
+fn multiply(p: Product<'_, '_>) {
     for_each_size!(p.per_tile, tiles, p)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn tiles<const M: usize>(mut p: Product<'_>) {
+fn tiles<const M: usize>(mut p: Product<'_, '_>) {
     let blocks = p.panel.len();
     let counts = residue_counts(blocks);
     let (panel, tokens) = (p.panel, p.tokens);
@@ -132,6 +136,7 @@ fn tiles<const M: usize>(mut p: Product<'_>) {
     let (mut tile, mut residue, mut left) = (0, 0, counts[0]);
     let mut lead = 0;
     configure(M);
+    expect_sums::<M>(&p, 0);
     'all: loop {
         macro_rules! step {
             ($register:literal) => {
@@ -146,6 +151,7 @@ fn tiles<const M: usize>(mut p: Product<'_>) {
                     lead += 1;
                 } else {
                     let Some((w, x)) = stored.next() else { break 'all };
+                    ask_ahead(p.ahead);
                     add_scaled(w, x, &dots[1 - $register], &mut acc);
                     left -= 1;
                     while left == 0 {
@@ -154,6 +160,7 @@ fn tiles<const M: usize>(mut p: Product<'_>) {
                             unsafe { put_sums(&mut p, tile * M, &acc) };
                             acc = [_mm512_setzero_ps(); M];
                             tile += 1;
+                            expect_sums::<M>(&p, tile * M);
                         }
                         residue = (residue + 1) % 8;
                         left = counts[residue];

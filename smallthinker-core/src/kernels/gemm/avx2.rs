@@ -6,8 +6,9 @@ use super::panel::{self, PanelBlock, PanelSource};
 use super::tiles::TokenBlock;
 use super::{Gemm, LANES, Product, residue_counts, residue_starts};
 use crate::kernels::avx2::{load, load_f32, load_half, store_f32};
+use crate::kernels::lanes::Row;
 
-pub(in crate::kernels) const AVX2: Gemm = Gemm { unpack_lanes, unpack_down, multiply };
+pub(in crate::kernels) const AVX2: Gemm = Gemm { unpack_lanes, unpack_down, multiply, few: None };
 
 /// The low and the high halves of 32 bytes.
 #[inline]
@@ -27,6 +28,9 @@ fn put(codes: &mut [u8; 64], half: usize, x: __m256i) {
     }
 }
 
+/// Code bytes of a group of eight blocks: entry `2 k + h` has codes `k` and `4 + k` of blocks `4 h ..`.
+type Codes = [[u8; 16]; 8];
+
 /// As [`panel::unpack_lanes`].
 #[target_feature(enable = "avx2,fma,f16c")]
 fn unpack_lanes(w: &PanelSource<'_>, row: usize, panel: &mut [PanelBlock]) {
@@ -35,48 +39,64 @@ fn unpack_lanes(w: &PanelSource<'_>, row: usize, panel: &mut [PanelBlock]) {
     }
     let blocks = w.blocks();
     let starts = residue_starts(blocks);
-    let rows: [_; LANES] = std::array::from_fn(|r| w.lanes_row(row + r));
-    for g in 0..w.groups() {
-        let present = 8.min(blocks - 8 * g);
-        let mut codes: [&[[u8; 16]]; LANES] = [&[]; LANES];
-        for r in 0..LANES {
-            let (Some(c), Some(s)) = (rows[r].0.get(g), rows[r].1.get(g)) else { return };
-            codes[r] = c.as_chunks().0;
-            let mut scales = [0.0; 8];
-            store_f32(&mut scales, _mm256_cvtph_ps(load_half(s)));
-            for (i, scale) in (0..present).zip(scales) {
-                if let Some(out) = panel.get_mut(starts[i] + g) {
-                    out.scale[r] = scale;
+    for half in 0..2 {
+        let mut rows: [Row<'_>; 8] = [(&[], &[]); 8];
+        for (r, place) in rows.iter_mut().enumerate() {
+            *place = w.lanes_row(row + 8 * half + r);
+        }
+        for g in 0..w.groups() {
+            let mut codes: [&Codes; 8] = [&[[0; 16]; 8]; 8];
+            for r in 0..8 {
+                let (Some(c), Some(s)) = (rows[r].0.get(g), rows[r].1.get(g)) else { return };
+                if let Some(c) = c.as_chunks().0.first_chunk() {
+                    codes[r] = c;
+                }
+                let mut scales = [0.0; 8];
+                store_f32(&mut scales, _mm256_cvtph_ps(load_half(s)));
+                for (i, scale) in scales.into_iter().enumerate().take(blocks - 8 * g) {
+                    if let Some(out) = panel.get_mut(starts[i] + g) {
+                        out.scale[8 * half + r] = scale;
+                    }
+                }
+            }
+            for part in 0..8 {
+                for (i, column) in transpose_codes(&codes, part).into_iter().enumerate() {
+                    let b = 4 * (part % 2) + i;
+                    if 8 * g + b >= blocks {
+                        break;
+                    }
+                    let Some(out) = panel.get_mut(starts[b] + g) else { return };
+                    let [low, high] = nibbles(column);
+                    put(&mut out.codes[part / 2], half, low);
+                    put(&mut out.codes[4 + part / 2], half, high);
                 }
             }
         }
-        // Transposes four rows of four 32-bit columns in each half vector, of rows `j` and `4 + j`.
-        for part in 0..16 {
-            let (k, side, half) = (part / 4, part / 2 % 2, part % 2);
-            let at = 2 * k + side;
-            let [a, b, c, d] = [0, 1, 2, 3].map(|j| {
-                let low = load_half(&codes[8 * half + j][at]);
-                _mm256_inserti128_si256::<1>(
-                    _mm256_castsi128_si256(low),
-                    load_half(&codes[8 * half + 4 + j][at]),
-                )
-            });
-            let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-            let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-            let columns = [
-                _mm256_unpacklo_epi64(ab, cd),
-                _mm256_unpackhi_epi64(ab, cd),
-                _mm256_unpacklo_epi64(ab_high, cd_high),
-                _mm256_unpackhi_epi64(ab_high, cd_high),
-            ];
-            for (i, column) in (4 * side..present).zip(columns) {
-                let Some(out) = panel.get_mut(starts[i] + g) else { continue };
-                let [low, high] = nibbles(column);
-                put(&mut out.codes[k], half, low);
-                put(&mut out.codes[4 + k], half, high);
-            }
-        }
     }
+}
+
+/// Rows `j` and `4 + j`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn halves(low: &[u8; 16], high: &[u8; 16]) -> __m256i {
+    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load_half(low)), load_half(high))
+}
+
+/// Entry `part` of eight rows, block by block: four bytes of each row, rows ascending.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose_codes(rows: &[&Codes; 8], part: usize) -> [__m256i; 4] {
+    // Transposes four rows of four 32-bit columns in each half.
+    let (a, b) = (halves(&rows[0][part], &rows[4][part]), halves(&rows[1][part], &rows[5][part]));
+    let (c, d) = (halves(&rows[2][part], &rows[6][part]), halves(&rows[3][part], &rows[7][part]));
+    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab, cd),
+        _mm256_unpackhi_epi64(ab, cd),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ]
 }
 
 /// As [`panel::unpack_down`].
@@ -95,7 +115,13 @@ fn unpack_down(w: &PanelSource<'_>, tile: usize, panels: &mut [PanelBlock]) {
         }
         for (quad, columns) in codes.as_chunks::<4>().0.iter().enumerate() {
             for half in 0..2 {
-                let [a, b, c, d] = columns.each_ref().map(|c| load(&c.as_chunks::<32>().0[half]));
+                let mut parts = [_mm256_setzero_si256(); 4];
+                for (part, column) in parts.iter_mut().zip(columns) {
+                    if let Some(column) = column.as_chunks::<32>().0.get(half) {
+                        *part = load(column);
+                    }
+                }
+                let [a, b, c, d] = parts;
                 let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
                 let (ab_high, cd_high) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
                 let rows = [
@@ -118,7 +144,7 @@ fn unpack_down(w: &PanelSource<'_>, tile: usize, panels: &mut [PanelBlock]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn multiply(mut p: Product<'_>) {
+fn multiply(mut p: Product<'_, '_>) {
     let blocks = p.panel.len();
     for (tile, tokens) in p.tokens.chunks_exact(blocks).enumerate() {
         // As even as possible: four of five vectors alone would leave the fifth to a slow pass.
@@ -142,17 +168,22 @@ fn multiply(mut p: Product<'_>) {
 
 /// Rows `8 half .. 8 half + 8` times vectors `from .. from + M` of a tile, which are vectors `first ..` of all.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn part<const M: usize>(p: &mut Product<'_>, tokens: &[TokenBlock], from: usize, half: usize, first: usize) {
+fn part<const M: usize>(
+    p: &mut Product<'_, '_>,
+    tokens: &[TokenBlock],
+    from: usize,
+    half: usize,
+    first: usize,
+) {
     let mut pairs = p.panel.iter().zip(tokens);
-    let sums = residue_counts(p.panel.len()).map(|count| {
-        let mut acc = [_mm256_setzero_ps(); M];
+    let mut sums = [[_mm256_setzero_ps(); M]; 8];
+    for (count, acc) in residue_counts(p.panel.len()).into_iter().zip(&mut sums) {
         for (w, x) in pairs.by_ref().take(count) {
-            block(w, x, from, half, &mut acc);
+            block(w, x, from, half, acc);
         }
-        acc
-    });
+    }
     for m in 0..M {
-        let [a0, a4, a2, a6, a1, a5, a3, a7] = sums.map(|sum| sum[m]);
+        let [a0, a4, a2, a6, a1, a5, a3, a7] = sums.each_ref().map(|sum| sum[m]);
         let even = _mm256_add_ps(_mm256_add_ps(a0, a4), _mm256_add_ps(a2, a6));
         let odd = _mm256_add_ps(_mm256_add_ps(a1, a5), _mm256_add_ps(a3, a7));
         let mut values = [0.0; 8];
@@ -182,8 +213,9 @@ fn block<const M: usize>(w: &PanelBlock, x: &TokenBlock, from: usize, half: usiz
         let Some(codes) = codes.as_chunks::<32>().0.get(half) else { return };
         let codes = load(codes);
         for m in 0..M {
-            let four = i32::from_le_bytes(q[m].as_chunks::<4>().0[k].map(|q| q as u8));
-            dots[m] = _mm256_add_epi16(dots[m], _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four)));
+            let [a, b, c, d] = q[m].as_chunks::<4>().0[k];
+            let four = _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]));
+            dots[m] = _mm256_add_epi16(dots[m], _mm256_maddubs_epi16(codes, four));
         }
     }
     let Some(scale) = w.scale.as_chunks::<8>().0.get(half) else { return };

@@ -4,12 +4,12 @@ use std::arch::x86_64::*;
 
 use super::panel::{self, PanelBlock, PanelSource};
 use super::tiles::TokenBlock;
-use super::{Gemm, LANES, Product, residue_counts, residue_starts};
+use super::{Ahead, Gemm, LANES, Product, residue_counts, residue_starts};
 use crate::kernels::lanes::Row;
 use crate::tensor::block::SUB;
 
 pub(in crate::kernels) const AVX512: Gemm =
-    Gemm { unpack_lanes: unpack_lanes::<0>, unpack_down: unpack_down::<0>, multiply };
+    Gemm { unpack_lanes: unpack_lanes::<0>, unpack_down: unpack_down::<0>, multiply, few: None };
 
 /// Loads 64 bytes.
 #[inline]
@@ -249,13 +249,38 @@ impl<const M: usize> Sums<M> {
     }
 }
 
+/// Asks for the places of the sums of vectors `first ..`, which lie in as many pages.
+#[inline]
+#[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
+pub(super) fn expect_sums<const M: usize>(p: &Product<'_, '_>, first: usize) {
+    for m in 0..M {
+        let at = p.out.as_ptr().wrapping_add((first + m) * p.stride);
+        // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_ET0>(at.cast());
+            _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(p.width - 1).cast());
+        }
+    }
+}
+
+/// Asks for the share of a block of the weights that come next.
+#[inline]
+#[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
+pub(super) fn ask_ahead(ahead: &mut Ahead<'_>) {
+    for _ in 0..ahead.per_block {
+        let Some(line) = ahead.next() else { break };
+        // SAFETY: a prefetch is a hint.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()) };
+    }
+}
+
 /// Stores the sums of vectors `first ..` of a product.
 ///
 /// # Safety
 /// `p` keeps what [`Product`] asks for and has vectors up to `first + M`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn put_sums<const M: usize>(p: &mut Product<'_>, first: usize, acc: &[__m512; M]) {
+pub(super) unsafe fn put_sums<const M: usize>(p: &mut Product<'_, '_>, first: usize, acc: &[__m512; M]) {
     let wanted = (u32::MAX >> (32 - p.width)) as u16;
     debug_assert!((first + M - 1) * p.stride + p.width <= p.out.len());
     for (m, acc) in acc.iter().enumerate() {
@@ -279,20 +304,22 @@ macro_rules! for_each_size {
 pub(super) use for_each_size;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn multiply(p: Product<'_>) {
+fn multiply(p: Product<'_, '_>) {
     for_each_size!(p.per_tile, tiles, p)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn tiles<const M: usize>(mut p: Product<'_>) {
+fn tiles<const M: usize>(mut p: Product<'_, '_>) {
     let blocks = p.panel.len();
     let counts = residue_counts(blocks);
+    let mut sums = Sums::<M>::new();
     for (tile, tokens) in p.tokens.chunks_exact(blocks).enumerate() {
-        let mut sums = Sums::<M>::new();
+        expect_sums::<M>(&p, tile * M);
         let mut acc = [_mm512_setzero_ps(); M];
         let mut pairs = p.panel.iter().zip(tokens);
         for count in counts {
             for (w, x) in pairs.by_ref().take(count) {
+                ask_ahead(p.ahead);
                 block(w, x, &mut acc);
             }
             sums.add(&mut acc);

@@ -93,13 +93,48 @@ pub(super) struct Gemm {
     /// Unpacks the eight panels of a tile of 128 rows in [`Layout::DownTiles`], one after the other.
     unpack_down: unsafe fn(&PanelSource<'_>, tile: usize, &mut [PanelBlock]),
     /// Multiplies a panel with tiles of the same number of vectors.
-    multiply: unsafe fn(Product<'_>),
+    multiply: unsafe fn(Product<'_, '_>),
+    /// What is faster for up to [`FEW`] vectors, if there is something.
+    few: Option<&'static Gemm>,
 }
+
+/// Number of vectors for which starting the tile unit does not pay.
+const FEW: usize = 4;
+
+/// Weights that will be unpacked next. Kernels ask for them while they multiply.
+struct Ahead<'a> {
+    /// Codes, then scales, if those lie apart.
+    parts: [&'a [u8]; 2],
+    /// Cache lines to ask for per block of a tile.
+    per_block: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Spreads the bytes over `blocks` blocks.
+    fn new(parts: [&'a [u8]; 2], blocks: usize) -> Self {
+        let lines: usize = parts.iter().map(|part| part.len().div_ceil(LINE)).sum();
+        Ahead { parts, per_block: lines.div_ceil(blocks.max(1)) }
+    }
+
+    /// The next line.
+    #[inline]
+    fn next(&mut self) -> Option<&'a u8> {
+        if self.parts[0].is_empty() {
+            self.parts.swap(0, 1);
+        }
+        let line = self.parts[0].first()?;
+        self.parts[0] = self.parts[0].get(LINE..).unwrap_or(&[]);
+        Some(line)
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// One panel times some tiles. Whoever calls a `multiply` promises that the panel has at least one block, that
 /// `tokens` is whole tiles of as many blocks, that `per_tile` is in 1..=16, `width` in 1..=16, and that `out`
 /// has a place for vector `t` of all and row `r < width` at `t * stride + r`.
-struct Product<'a> {
+struct Product<'a, 'w> {
     panel: &'a [PanelBlock],
     tokens: &'a [TokenBlock],
     /// Vectors in each tile.
@@ -108,6 +143,7 @@ struct Product<'a> {
     stride: usize,
     /// Rows of the panel that are wanted.
     width: usize,
+    ahead: &'a mut Ahead<'w>,
 }
 
 impl Kernels {
@@ -153,22 +189,27 @@ impl Kernels {
         if scratch.panels.len() < BATCH * blocks {
             scratch.panels.resize(BATCH * blocks, PanelBlock::ZERO);
         }
+        let gemm = self.gemm.few.filter(|_| xs.tokens() <= FEW).unwrap_or(&self.gemm);
         for pass in xs.passes(TILES_PER_PASS) {
+            let steps: usize = pass.iter().map(|run| run.blocks.len()).sum();
             let mut row = rows.start;
             while row < rows.end {
-                let (first, count) = self.unpack(w, row, &mut scratch.panels);
-                for panel in scratch.panels.chunks_exact(blocks).take(count).skip(first) {
-                    let width = LANES.min(rows.end.saturating_sub(row));
-                    if width == 0 {
-                        break;
-                    }
+                let panels = gemm.unpack(w, row, &mut scratch.panels);
+                let count = panels.len().min((rows.end - row).div_ceil(LANES));
+                let next = row + count * LANES;
+                let parts = if next < rows.end { w.unit(next) } else { [&[][..]; 2] };
+                let mut ahead = Ahead::new(parts, count * steps);
+                for panel in
+                    scratch.panels.chunks_exact(blocks).take(panels.end).skip(panels.start).take(count)
+                {
+                    let width = LANES.min(rows.end - row);
                     for run in pass.iter().filter(|run| !run.blocks.is_empty()) {
                         let at = run.first_token * stride + (row - rows.start);
                         let Some(out) = out.get_mut(at..) else { continue };
-                        let (tokens, per_tile) = (run.blocks, run.per_tile);
-                        let product = Product { panel, tokens, per_tile, out, stride, width };
+                        let (tokens, per_tile, ahead) = (run.blocks, run.per_tile, &mut ahead);
+                        let product = Product { panel, tokens, per_tile, out, stride, width, ahead };
                         // SAFETY: the set exists, so the CPU has its instructions; lengths were checked above.
-                        unsafe { (self.gemm.multiply)(product) };
+                        unsafe { (gemm.multiply)(product) };
                     }
                     row += LANES;
                 }
@@ -176,19 +217,21 @@ impl Kernels {
         }
         Ok(())
     }
+}
 
-    /// Unpacks the panels from `row` on; returns the place of the first of them and where they end.
-    fn unpack(&self, w: &PanelSource<'_>, row: usize, panels: &mut [PanelBlock]) -> (usize, usize) {
+impl Gemm {
+    /// Unpacks the panels of row `row` and those that come with it; returns where they are from `row` on.
+    fn unpack(&self, w: &PanelSource<'_>, row: usize, panels: &mut [PanelBlock]) -> Range<usize> {
         match w.layout {
             Layout::Lanes => {
                 // SAFETY: the set exists, so the CPU has its instructions.
-                unsafe { (self.gemm.unpack_lanes)(w, row, panels) };
-                (0, 1)
+                unsafe { (self.unpack_lanes)(w, row, panels) };
+                0..1
             }
             Layout::DownTiles => {
                 // SAFETY: as above.
-                unsafe { (self.gemm.unpack_down)(w, row / (BATCH * LANES), panels) };
-                (row / LANES % BATCH, BATCH)
+                unsafe { (self.unpack_down)(w, row / (BATCH * LANES), panels) };
+                row / LANES % BATCH..BATCH
             }
         }
     }

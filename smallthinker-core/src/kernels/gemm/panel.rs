@@ -2,6 +2,7 @@
 
 use super::{LANES, misuse, residue_starts};
 use crate::error::Result;
+use crate::kernels::lanes::Row;
 use crate::tensor::block::{SUB, f16};
 
 /// How packed Q4_0 weights lie.
@@ -64,7 +65,7 @@ impl PanelSource<'_> {
     }
 
     /// Codes of row `row`, as groups, and their scales; empty if there is no such row.
-    pub(super) fn lanes_row(&self, row: usize) -> (&[[u8; 128]], &[[u8; 16]]) {
+    pub(super) fn lanes_row(&self, row: usize) -> Row<'_> {
         let groups = self.groups();
         let (codes, scales) = self.data.split_at_checked(self.rows * groups * 128).unwrap_or((&[], &[]));
         let range = row * groups..(row + 1) * groups;
@@ -72,6 +73,24 @@ impl PanelSource<'_> {
             codes.as_chunks().0.get(range.clone()).unwrap_or(&[]),
             scales.as_chunks().0.get(range).unwrap_or(&[]),
         )
+    }
+
+    /// The bytes that are unpacked together with row `row`: codes and scales, or both in one.
+    pub(super) fn unit(&self, row: usize) -> [&[u8]; 2] {
+        match self.layout {
+            Layout::Lanes => {
+                let (groups, end) = (self.groups(), self.rows.min(row + LANES));
+                let (codes, scales) =
+                    self.data.split_at_checked(self.rows * groups * 128).unwrap_or((&[], &[]));
+                let part = |bytes: usize| row * groups * bytes..end * groups * bytes;
+                [codes.get(part(128)).unwrap_or(&[]), scales.get(part(16)).unwrap_or(&[])]
+            }
+            Layout::DownTiles => {
+                let bytes = self.blocks() * DOWN_BLOCK;
+                let tile = row / (8 * LANES);
+                [self.data.get(tile * bytes..(tile + 1) * bytes).unwrap_or(&[]), &[]]
+            }
+        }
     }
 
     /// Blocks of a tile of 128 rows, each as its scales and the codes of its 32 columns.

@@ -2,10 +2,14 @@
 
 use super::{Gemm, LANES, Product, panel, residue_counts};
 
-pub(in crate::kernels) const SCALAR: Gemm =
-    Gemm { unpack_lanes: panel::unpack_lanes::<0>, unpack_down: panel::unpack_down::<0>, multiply };
+pub(in crate::kernels) const SCALAR: Gemm = Gemm {
+    unpack_lanes: panel::unpack_lanes::<0>,
+    unpack_down: panel::unpack_down::<0>,
+    multiply,
+    few: None,
+};
 
-fn multiply(p: Product<'_>) {
+fn multiply(p: Product<'_, '_>) {
     let blocks = p.panel.len();
     let counts = residue_counts(blocks);
     for (tile, tokens) in p.tokens.chunks_exact(blocks).enumerate() {
