@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LaneGroup, LaneMatrix, LanesJob, PickedRows};
+use super::{LaneGroup, LaneMatrix, LanesJob, PickedRows, Row};
 use crate::kernels::avx2::{half_scales_at, load, load_f32, prefetch, sum};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
@@ -13,23 +13,13 @@ const AHEAD: usize = 4;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::kernels) fn lanes(job: LanesJob<'_>) {
     let LanesJob { matrix, rows, x, out } = job;
-    match rows {
-        PickedRows::From(first) => each_row(&matrix, x, out, |i| Some(first + i)),
-        PickedRows::List(list) => each_row(&matrix, x, out, |i| list.get(i).map(|&row| row as usize)),
-    }
-}
-
-/// `row(i)` is the row of output `i`; for `i` behind the last output, what will probably be wanted next.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn each_row(matrix: &LaneMatrix<'_>, x: &[LaneGroup], out: &mut [f32], row: impl Fn(usize) -> Option<usize>) {
     let (blocks, rest) = out.as_chunks_mut::<ROWS>();
     let done = blocks.len() * ROWS;
     for (b, out) in blocks.iter_mut().enumerate() {
-        *out = some_rows::<ROWS>(matrix, x, b * ROWS, &row);
+        *out = some_rows::<ROWS>(&matrix, rows, x, b * ROWS);
     }
     for (i, out) in rest.iter_mut().enumerate() {
-        [*out] = some_rows::<1>(matrix, x, done + i, &row);
+        [*out] = some_rows::<1>(&matrix, rows, x, done + i);
     }
 }
 
@@ -37,19 +27,22 @@ fn each_row(matrix: &LaneMatrix<'_>, x: &[LaneGroup], out: &mut [f32], row: impl
 #[target_feature(enable = "avx2,fma,f16c")]
 fn some_rows<const R: usize>(
     matrix: &LaneMatrix<'_>,
+    rows: PickedRows<'_>,
     x: &[LaneGroup],
     i: usize,
-    row: impl Fn(usize) -> Option<usize>,
 ) -> [f32; R] {
     const { assert!(GROUP_CODES == 128 && GROUP_SCALES == 16) };
-    let none = (&[][..], &[][..]);
-    let rows: [_; R] = std::array::from_fn(|r| row(i + r).and_then(|row| matrix.row(row)).unwrap_or(none));
-    let ahead: [_; R] = std::array::from_fn(|r| row(i + r + AHEAD).map(|row| row * matrix.groups));
+    let mut places: [Row<'_>; R] = [(&[], &[]); R];
+    let mut ahead = [None; R];
+    for r in 0..R {
+        places[r] = matrix.picked(rows, i + r);
+        ahead[r] = matrix.first_group(rows, i + r + AHEAD);
+    }
     let mut acc = [_mm256_setzero_ps(); R];
     for (g, x) in x.iter().enumerate() {
         let (offset, scale) = (load(&x.offset), load_f32(&x.scale));
         for r in 0..R {
-            let (Some(codes), Some(scales)) = (rows[r].0.get(g), rows[r].1.get(g)) else { continue };
+            let (Some(codes), Some(scales)) = (places[r].0.get(g), places[r].1.get(g)) else { continue };
             if let Some(at) = ahead[r] {
                 prefetch(matrix.codes.as_ptr().wrapping_add(at + g));
                 if g % 4 == 0 {
@@ -63,16 +56,28 @@ fn some_rows<const R: usize>(
             for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
                 let (codes, nibbles) = (load(codes), _mm256_set1_epi8(15));
                 let (low, high) = (_mm256_and_si256(codes, nibbles), _mm256_srli_epi16::<4>(codes));
-                let quad =
-                    |k: usize| load(x.q[k].as_flattened().as_chunks::<32>().0.first().unwrap_or(&[0; 32]));
-                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(low, quad(k)));
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(low, quad(x, k)));
                 let high = _mm256_and_si256(high, nibbles);
-                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high, quad(k + 4)));
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high, quad(x, k + 4)));
             }
             let dots = _mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), offset);
             let step = _mm256_mul_ps(half_scales_at(scales), scale);
             acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), step, acc[r]);
         }
     }
-    acc.map(|lanes| sum(lanes))
+    let mut sums = [0.0; R];
+    for r in 0..R {
+        sums[r] = sum(acc[r]);
+    }
+    sums
+}
+
+/// Quad `k` of all eight blocks.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quad(x: &LaneGroup, k: usize) -> __m256i {
+    match x.q.get(k).and_then(|quad| quad.as_flattened().first_chunk::<32>()) {
+        Some(quad) => load(quad),
+        None => _mm256_setzero_si256(),
+    }
 }

@@ -81,6 +81,18 @@ impl<'a> LaneMatrix<'a> {
         Some((self.codes.get(at.clone())?, self.scales.get(at)?))
     }
 
+    /// The codes and the scales of the row of output `i`; empty if there is none.
+    #[inline]
+    pub(super) fn picked(&self, rows: PickedRows<'_>, i: usize) -> Row<'a> {
+        rows.get(i).and_then(|row| self.row(row)).unwrap_or_default()
+    }
+
+    /// The number of the first group of the row of output `i`. There need not be such a row.
+    #[inline]
+    pub(super) fn first_group(&self, rows: PickedRows<'_>, i: usize) -> Option<usize> {
+        rows.get(i).map(|row| row * self.groups)
+    }
+
     /// The codes of a row that is known ahead of time to be wanted.
     pub(crate) fn row_codes(&self, row: usize) -> &'a [u8] {
         self.row(row).map_or(&[], |(codes, _)| codes.as_flattened())
@@ -101,6 +113,17 @@ pub(crate) enum PickedRows<'a> {
     List(&'a [u32]),
 }
 
+impl PickedRows<'_> {
+    /// The row of output `i`; behind the last output, what will probably be wanted next.
+    #[inline]
+    pub(super) fn get(&self, i: usize) -> Option<usize> {
+        match self {
+            PickedRows::From(first) => Some(first + i),
+            PickedRows::List(list) => list.get(i).map(|&row| row as usize),
+        }
+    }
+}
+
 /// The arguments of a kernel. `x` has the matrix's groups; every row exists.
 pub(super) struct LanesJob<'a> {
     pub(super) matrix: LaneMatrix<'a>,
@@ -110,6 +133,9 @@ pub(super) struct LanesJob<'a> {
 }
 
 /// Unsafe because it may use instructions that only some CPUs have.
+///
+/// Implementations keep closures out of their loops: one that is handed to a function of the standard library has
+/// target features that this function lacks, and may stay a call, with vectors passed through memory.
 pub(super) type LanesFn = unsafe fn(LanesJob<'_>);
 
 impl Kernels {

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{LaneGroup, LaneMatrix, LanesJob, PickedRows};
+use super::{LaneGroup, LaneMatrix, LanesJob, PickedRows, Row};
 use crate::kernels::neon::{dot4, halves_at, load, load_f32, load_i32, load_u8, sum_tree};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
@@ -12,23 +12,13 @@ const ROWS: usize = 2;
 #[target_feature(enable = "neon,dotprod")]
 pub(in crate::kernels) fn lanes(job: LanesJob<'_>) {
     let LanesJob { matrix, rows, x, out } = job;
-    match rows {
-        PickedRows::From(first) => each_row(&matrix, x, out, |i| Some(first + i)),
-        PickedRows::List(list) => each_row(&matrix, x, out, |i| list.get(i).map(|&row| row as usize)),
-    }
-}
-
-/// `row(i)` is the row of output `i`.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn each_row(matrix: &LaneMatrix<'_>, x: &[LaneGroup], out: &mut [f32], row: impl Fn(usize) -> Option<usize>) {
     let (blocks, rest) = out.as_chunks_mut::<ROWS>();
     let done = blocks.len() * ROWS;
     for (b, out) in blocks.iter_mut().enumerate() {
-        *out = some_rows::<ROWS>(matrix, x, b * ROWS, &row);
+        *out = some_rows::<ROWS>(&matrix, rows, x, b * ROWS);
     }
     for (i, out) in rest.iter_mut().enumerate() {
-        [*out] = some_rows::<1>(matrix, x, done + i, &row);
+        [*out] = some_rows::<1>(&matrix, rows, x, done + i);
     }
 }
 
@@ -36,19 +26,21 @@ fn each_row(matrix: &LaneMatrix<'_>, x: &[LaneGroup], out: &mut [f32], row: impl
 #[target_feature(enable = "neon,dotprod")]
 fn some_rows<const R: usize>(
     matrix: &LaneMatrix<'_>,
+    rows: PickedRows<'_>,
     x: &[LaneGroup],
     i: usize,
-    row: impl Fn(usize) -> Option<usize>,
 ) -> [f32; R] {
     const { assert!(GROUP_CODES == 128 && GROUP_SCALES == 16) };
-    let none = (&[][..], &[][..]);
-    let rows: [_; R] = std::array::from_fn(|r| row(i + r).and_then(|row| matrix.row(row)).unwrap_or(none));
+    let mut places: [Row<'_>; R] = [(&[], &[]); R];
+    for r in 0..R {
+        places[r] = matrix.picked(rows, i + r);
+    }
     let mut acc = [[vdupq_n_f32(0.0); 2]; R];
     for (g, x) in x.iter().enumerate() {
         let (offset, scale) = (load_i32(&x.offset), load_f32(&x.scale));
         let quads = x.q.as_flattened().as_flattened().as_chunks::<16>().0;
         for r in 0..R {
-            let (Some(codes), Some(scales)) = (rows[r].0.get(g), rows[r].1.get(g)) else { continue };
+            let (Some(codes), Some(scales)) = (places[r].0.get(g), places[r].1.get(g)) else { continue };
             // Eight times four products per lane: at most 32 · 15 · 127 and the offset.
             let mut dots = offset;
             for (j, codes) in codes.as_chunks::<16>().0.iter().enumerate() {
@@ -66,5 +58,9 @@ fn some_rows<const R: usize>(
             }
         }
     }
-    acc.map(|lanes| sum_tree(lanes))
+    let mut sums = [0.0; R];
+    for r in 0..R {
+        sums[r] = sum_tree(acc[r]);
+    }
+    sums
 }

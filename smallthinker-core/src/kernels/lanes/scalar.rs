@@ -1,16 +1,13 @@
 //! The reference.
 
-use super::{LaneGroup, LanesJob, PickedRows};
+use super::{LaneGroup, LanesJob};
 use crate::kernels::scalar::sum_tree;
 use crate::tensor::block::f16;
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
 pub(in crate::kernels) fn lanes(job: LanesJob<'_>) {
     for (i, out) in job.out.iter_mut().enumerate() {
-        let row = match job.rows {
-            PickedRows::From(first) => first + i,
-            PickedRows::List(list) => list.get(i).map_or(0, |&row| row as usize),
-        };
+        let row = job.rows.get(i).unwrap_or(0);
         if let Some((codes, scales)) = job.matrix.row(row) {
             *out = dot(codes, scales, job.x);
         }
