@@ -3,73 +3,50 @@
 
 use std::arch::x86_64::*;
 
-use super::{LaneGroup, LaneMatrix, LanesJob, PickedRows, Row};
+use super::{LaneGroup, LaneMatrix, LanesJob, Row};
 use crate::kernels::avx2::{half_scales_at, load, load_f32, prefetch, sum};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
-/// Rows at once: the dot products of one are a chain, those of others fill its gaps.
-const ROWS: usize = 4;
 /// How many rows ahead of the arithmetic weights are requested from memory.
 const AHEAD: usize = 4;
 
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
 pub(in crate::kernels) fn lanes(job: LanesJob<'_>) {
     let LanesJob { matrix, rows, x, out } = job;
-    let (blocks, rest) = out.as_chunks_mut::<ROWS>();
-    let done = blocks.len() * ROWS;
-    for (b, out) in blocks.iter_mut().enumerate() {
-        *out = some_rows::<ROWS>(&matrix, rows, x, b * ROWS);
-    }
-    for (i, out) in rest.iter_mut().enumerate() {
-        [*out] = some_rows::<1>(&matrix, rows, x, done + i);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = row(&matrix, matrix.picked(rows, i), matrix.first_group(rows, i + AHEAD), x);
     }
 }
 
+/// One row, while the groups from `ahead` on are requested. One at a time reads memory in one direction; with two or
+/// four the CPU's own prefetching gets 10 to 15 % less of it.
 #[inline]
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-fn some_rows<const R: usize>(
-    matrix: &LaneMatrix<'_>,
-    rows: PickedRows<'_>,
-    x: &[LaneGroup],
-    i: usize,
-) -> [f32; R] {
+fn row(matrix: &LaneMatrix<'_>, (codes, scales): Row<'_>, ahead: Option<usize>, x: &[LaneGroup]) -> f32 {
     const { assert!(GROUP_CODES == 128 && GROUP_SCALES == 16) };
-    let mut places: [Row<'_>; R] = [(&[], &[]); R];
-    let mut ahead = [None; R];
-    for r in 0..R {
-        places[r] = matrix.picked(rows, i + r);
-        ahead[r] = matrix.first_group(rows, i + r + AHEAD);
-    }
-    let mut acc = [_mm256_setzero_ps(); R];
-    for (g, x) in x.iter().enumerate() {
+    let mut acc = _mm256_setzero_ps();
+    for (g, ((codes, scales), x)) in codes.iter().zip(scales).zip(x).enumerate() {
         let (offset, scale) = (load(&x.offset), load_f32(&x.scale));
-        for r in 0..R {
-            let (Some(codes), Some(scales)) = (places[r].0.get(g), places[r].1.get(g)) else { continue };
-            if let Some(at) = ahead[r] {
-                prefetch(matrix.codes.as_ptr().wrapping_add(at + g));
-                if g % 4 == 0 {
-                    prefetch(
-                        matrix.scales.as_ptr().cast::<[u8; 64]>().wrapping_byte_add((at + g) * GROUP_SCALES),
-                    );
-                }
+        if let Some(at) = ahead {
+            prefetch(matrix.codes.as_ptr().wrapping_add(at + g));
+            if g % 4 == 0 {
+                prefetch(
+                    matrix.scales.as_ptr().cast::<[u8; 64]>().wrapping_byte_add((at + g) * GROUP_SCALES),
+                );
             }
-            // Eight times four products per lane: at most 32 · 15 · 127 and the offset.
-            let mut dots = offset;
-            for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
-                let (codes, nibbles) = (load(codes), _mm256_set1_epi8(15));
-                dots = _mm256_dpbusd_avx_epi32(dots, _mm256_and_si256(codes, nibbles), quad(x, k));
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibbles);
-                dots = _mm256_dpbusd_avx_epi32(dots, high, quad(x, k + 4));
-            }
-            let step = _mm256_mul_ps(half_scales_at(scales), scale);
-            acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), step, acc[r]);
         }
+        // Eight times four products per lane: at most 32 · 15 · 127 and the offset.
+        let mut dots = offset;
+        for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
+            let (codes, nibbles) = (load(codes), _mm256_set1_epi8(15));
+            dots = _mm256_dpbusd_avx_epi32(dots, _mm256_and_si256(codes, nibbles), quad(x, k));
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), nibbles);
+            dots = _mm256_dpbusd_avx_epi32(dots, high, quad(x, k + 4));
+        }
+        let step = _mm256_mul_ps(half_scales_at(scales), scale);
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), step, acc);
     }
-    let mut sums = [0.0; R];
-    for r in 0..R {
-        sums[r] = sum(acc[r]);
-    }
-    sums
+    sum(acc)
 }
 
 /// Quad `k` of all eight blocks.
