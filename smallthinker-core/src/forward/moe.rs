@@ -7,7 +7,7 @@ use crate::Result;
 use crate::experts::ExpertSlot;
 use crate::forward::clock::Stage;
 use crate::forward::linear::{Batch, columns_per_task};
-use crate::forward::neurons::{NEURONS, Neurons};
+use crate::forward::neurons::{self, NEURONS, Neurons};
 use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_batch};
 use crate::kernels::Acts;
@@ -16,6 +16,9 @@ use crate::kernels::neurons::NeuronBlock;
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
 use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
 use crate::tiles::tiles;
+
+/// Tasks per thread of gate and up, at least, to even out a thread that was held up.
+const TASKS_PER_THREAD: usize = 2;
 
 /// Buffers of this stage, kept between calls.
 #[derive(Default)]
@@ -68,11 +71,12 @@ fn one_token(
     let (ffn, hidden) = (parts.gate.rows, parts.down.rows);
     let blocks = ffn.div_ceil(NEURONS);
     s.blocks.resize(choices.len() * blocks, Neurons::default());
-    tiles(team, &mut s.blocks, blocks, (1, 1), &|tile| {
-        let (e, b) = (tile.rows().start, tile.cols().start);
-        let (gate, up) = (slots[e].matrix(&parts.gate), slots[e].matrix(&parts.up));
-        let rows = NEURONS * b..ffn.min(NEURONS * (b + 1));
-        tile.row(e)[0].compute(kernels, &gate, &up, rows, xs.row(0), detailed)
+    let per_task =
+        (choices.len() * blocks).div_ceil(TASKS_PER_THREAD * team.threads()).min(neurons::MAX_BLOCKS);
+    tiles(team, &mut s.blocks, blocks, (1, per_task), &|tile| {
+        let (e, first) = (tile.rows().start, NEURONS * tile.cols().start);
+        let [gate, up] = [&parts.gate, &parts.up].map(|m| slots[e].matrix(m));
+        neurons::compute(kernels, [&gate, &up], first, xs.row(0), detailed, tile.row(e))
     })?;
     let bytes_per_row = |m: &ExpertMatrix| (m.slot_bytes / m.rows.max(1)) as u64;
     let active: usize = s.blocks.iter().map(|b| b.up_rows).sum();

@@ -1,6 +1,5 @@
 //! The neurons of one expert for one token: `relu(gate f) ⊙ (up f)`, 32 at a time.
 
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -12,8 +11,13 @@ use crate::tensor::packed::Layout;
 
 /// Neurons of a block: as many as share one scale once they are quantized.
 pub(crate) const NEURONS: usize = 32;
+/// Blocks that a task computes at most: those of an expert of the released models. The more, the seldomer reading turns
+/// from the rows of gate to those of up.
+pub(crate) const MAX_BLOCKS: usize = 24;
 /// Rows of gate between two looks at which rows of up are wanted.
 const STEP: usize = 16;
+/// Rows of up that are requested before all of gate is done. The others are requested as up is computed.
+const EARLY: usize = 4;
 
 /// A block of neurons.
 #[derive(Clone)]
@@ -34,49 +38,52 @@ impl Default for Neurons {
     }
 }
 
-impl Neurons {
-    /// Computes neurons `rows`. Where gate is not above zero the neuron is zero whatever up is, so those rows of up
-    /// are not read. `timed` asks for the times.
-    pub(crate) fn compute(
-        &mut self,
-        kernels: &Kernels,
-        gate: &Matrix<'_>,
-        up: &Matrix<'_>,
-        rows: Range<usize>,
-        x: ActRow<'_>,
-        timed: bool,
-    ) -> Result<()> {
-        let began = timed.then(Instant::now);
-        let mut active = [0u32; NEURONS];
-        let mut values = [0.0f32; NEURONS];
-        let mut n = 0;
-        for from in rows.clone().step_by(STEP) {
-            let mut gates = [0.0f32; STEP];
-            let gates = &mut gates[..STEP.min(rows.end - from)];
-            some_rows(kernels, gate, PickedRows::From(from), x, gates)?;
-            for (row, &g) in (from..).zip(gates.iter()).filter(|(_, g)| **g > 0.0 || g.is_nan()) {
-                (active[n], values[n]) = (row as u32, g);
-                n += 1;
+/// Computes the neurons from `first` on, of up to [`MAX_BLOCKS`] blocks. Where gate is not above zero the neuron is zero
+/// whatever up is, so those rows of up are not read. `timed` asks for the times; the first block gets them.
+pub(crate) fn compute(
+    kernels: &Kernels,
+    [gate, up]: [&Matrix<'_>; 2],
+    first: usize,
+    x: ActRow<'_>,
+    timed: bool,
+    out: &mut [Neurons],
+) -> Result<()> {
+    let began = timed.then(Instant::now);
+    let mut active = [0u32; MAX_BLOCKS * NEURONS];
+    let mut gates = [0.0f32; MAX_BLOCKS * NEURONS];
+    let end = gate.rows.min(first + NEURONS * out.len().min(MAX_BLOCKS));
+    let mut n = 0;
+    for (from, gates) in (first..end).step_by(STEP).zip(gates.chunks_mut(STEP)) {
+        let gates = &mut gates[..STEP.min(end - from)];
+        some_rows(kernels, gate, PickedRows::From(from), x, gates)?;
+        for (row, _) in (from..).zip(gates).filter(|(_, g)| **g > 0.0 || g.is_nan()) {
+            active[n] = row as u32;
+            n += 1;
+            if n <= EARLY {
                 request(kernels, up, row)?;
             }
         }
-        let between = timed.then(Instant::now);
-        let mut ups = [0.0f32; NEURONS];
-        some_rows(kernels, up, PickedRows::List(&active[..n]), x, &mut ups[..n])?;
-        self.values = [0.0; NEURONS];
-        for ((&row, g), u) in active[..n].iter().zip(values).zip(ups) {
-            self.values[row as usize - rows.start] = g * u;
-        }
-        let mut group = [ActGroup::ZERO];
-        kernels.quantize_acts(&self.values, &mut group)?;
-        let row = ActRow { cols: NEURONS, values: &self.values, groups: &group, lanes: &[] };
-        self.packed = row.block(0).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
-        self.up_rows = n;
-        if let (Some(began), Some(between)) = (began, between) {
-            self.times = [between - began, between.elapsed()];
-        }
-        Ok(())
     }
+    let between = timed.then(Instant::now);
+    let mut ups = [0.0f32; MAX_BLOCKS * NEURONS];
+    some_rows(kernels, up, PickedRows::List(&active[..n]), x, &mut ups[..n])?;
+    out.fill(Neurons::default());
+    for (&row, up) in active[..n].iter().zip(ups) {
+        let i = row as usize - first;
+        let block = &mut out[i / NEURONS];
+        block.values[i % NEURONS] = gates[i] * up;
+        block.up_rows += 1;
+    }
+    for block in out.iter_mut() {
+        let mut group = [ActGroup::ZERO];
+        kernels.quantize_acts(&block.values, &mut group)?;
+        let row = ActRow { cols: NEURONS, values: &block.values, groups: &group, lanes: &[] };
+        block.packed = row.block(0).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
+    }
+    if let (Some(began), Some(between), Some(block)) = (began, between, out.first_mut()) {
+        block.times = [between - began, between.elapsed()];
+    }
+    Ok(())
 }
 
 fn some_rows(
