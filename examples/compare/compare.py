@@ -90,7 +90,7 @@ def llama_cpp(text: str, args: argparse.Namespace) -> Engine:
 
 
 def smallthinker(args: argparse.Namespace) -> Engine:
-    """smallthinker bench with one repetition. It always decodes after the prompt."""
+    """smallthinker bench with one repetition. It warms up, too, and always decodes after the prompt."""
     options = ["bench", "--model", args.model, "--threads", args.threads, "--prompt-tokens", args.prompt_tokens,
                "--gen-tokens", args.gen_tokens, "--repetitions", 1, "--json"]
     if args.kernels:

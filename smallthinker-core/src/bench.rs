@@ -1,5 +1,8 @@
 //! Benchmark: prefill and decode speed of a model, beside the speed at which this machine reads memory.
 //!
+//! Before what is measured, the prompt and a few tokens are evaluated once: memory that the system has yet to find and
+//! clear, and caches that are cold, are no part of the figures. llama.cpp's `llama-bench` does the same.
+//!
 //! Decoding reads every weight it uses once per token, so the share of the machine's read bandwidth that it
 //! reaches says how much is left to gain.
 
@@ -88,6 +91,8 @@ const SEED: u64 = 20_507_209;
 const CACHE_MULTIPLE: u64 = 4;
 const MIN_BUFFER: u64 = 256 << 20;
 const MAX_BUFFER: u64 = 1 << 30;
+/// Tokens decoded before what is measured, at most.
+const WARM_UP_TOKENS: usize = 8;
 /// Passes of each loop over the buffer per measurement.
 const PASSES: usize = 3;
 
@@ -116,6 +121,8 @@ pub fn run(
     let mut runs = Vec::new();
     let mut bandwidth = ReadBandwidth::default();
     let mut peak = PeakRss { bytes: None, exact: true };
+    let warm_up = BenchOptions { gen_tokens: gen_tokens.min(WARM_UP_TOKENS), ..options.clone() };
+    repetition(model, &prompt, &warm_up, cancel)?;
     for i in 0..repetitions {
         runs.push(repetition(model, &prompt, options, cancel)?);
         peak.note();

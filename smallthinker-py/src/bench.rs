@@ -11,7 +11,7 @@ use crate::model::Model;
 use crate::{args, dicts};
 
 /// Measures prefill and decode speed of a model with a random prompt, and how much of this machine's memory bandwidth
-/// decoding uses. progress is called with (done, total) repetitions.
+/// decoding uses. One run that is not counted comes first. progress is called with (done, total) repetitions.
 #[pyfunction]
 #[pyo3(signature = (model, *, prompt_tokens=512, gen_tokens=128, repetitions=3, progress=None))]
 pub(crate) fn bench<'py>(
