@@ -11,6 +11,7 @@
 use std::cell::{Cell, UnsafeCell};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,7 +28,7 @@ const IDLE: Duration = Duration::from_millis(2);
 /// How often a caller that waits for its turn looks at its cancel flag.
 const TURN_POLL: Duration = Duration::from_millis(20);
 
-type Task<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
+type Task<'a> = dyn Fn(Range<usize>) -> Result<()> + Sync + 'a;
 
 /// A fixed set of threads, used by one forward pass at a time.
 pub(crate) struct Pool {
@@ -50,6 +51,8 @@ struct Queue {
 struct Job {
     task: Option<*const Task<'static>>,
     count: usize,
+    /// Indices that a thread takes at a time, at most.
+    most: usize,
 }
 
 /// The tasks `from..to` that are left of a thread's share: `from` in the low half, `to` in the high. On a cache line
@@ -63,27 +66,35 @@ impl Share {
         self.0.store(from as u64 | (to as u64) << 32, Ordering::Relaxed);
     }
 
-    /// Takes the first task, as the thread whose share it is does.
-    fn first(&self) -> Option<usize> {
-        self.take(|from, to| (from, from + 1, to))
+    /// Takes half of what is left, up to `most`: the first indices, as the thread whose share it is does.
+    fn first(&self, most: usize) -> Option<Range<usize>> {
+        self.take(|from, to| from + half(to - from, most), false)
     }
 
-    /// Takes the last task, as the others do.
-    fn last(&self) -> Option<usize> {
-        self.take(|from, to| (to - 1, from, to - 1))
+    /// Takes half of what is left, up to `most`: the last indices, as the others do.
+    fn last(&self, most: usize) -> Option<Range<usize>> {
+        self.take(|from, to| to - half(to - from, most), true)
     }
 
-    fn take(&self, split: impl Fn(u64, u64) -> (u64, u64, u64)) -> Option<usize> {
+    /// Cuts what is left in two, leaves one part and takes the other.
+    fn take(&self, cut: impl Fn(u64, u64) -> u64, last: bool) -> Option<Range<usize>> {
         let mut taken = None;
         let update = |share: u64| {
             let (from, to) = (share & 0xffff_ffff, share >> 32);
-            taken = (from < to).then(|| split(from, to));
-            taken.map(|(_, from, to)| from | to << 32)
+            let at = if from < to { cut(from, to) } else { return None };
+            let (take, leave) = if last { (at..to, from..at) } else { (from..at, at..to) };
+            taken = Some(take);
+            Some(leave.start | leave.end << 32)
         };
         // Relaxed: the tasks themselves are published with `epoch`.
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()?;
-        taken.map(|(task, _, _)| task as usize)
+        taken.map(|range| range.start as usize..range.end as usize)
     }
+}
+
+/// Half of `left`, rounded up, but not more than `most`.
+fn half(left: u64, most: usize) -> u64 {
+    left.div_ceil(2).min(most.max(1) as u64)
 }
 
 struct Shared {
@@ -111,7 +122,7 @@ impl Pool {
     /// Starts `threads - 1` workers; the calling thread of each job is the last one.
     pub(crate) fn new(threads: usize) -> Result<Pool> {
         let shared = Arc::new(Shared {
-            job: UnsafeCell::new(Job { task: None, count: 0 }),
+            job: UnsafeCell::new(Job { task: None, count: 0, most: 1 }),
             epoch: AtomicU64::new(0),
             shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
             running: AtomicUsize::new(0),
@@ -193,19 +204,28 @@ impl Team<'_> {
 
     /// Runs `task(0)`, …, `task(count - 1)`, each exactly once, on all threads, and waits for all.
     /// Returns the error of the lowest failing index; a panic inside a task is such an error.
-    pub(crate) fn run(&self, count: usize, task: &Task<'_>) -> Result<()> {
+    pub(crate) fn run(&self, count: usize, task: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+        self.run_ranges(count, 1, &|mut range| range.try_for_each(task))
+    }
+
+    /// Runs `task` on ranges of up to `most` indices that together are `0..count`, and waits for all; errors are those
+    /// of [`run`](Self::run). A thread's ranges become shorter towards the end of the job, so that all finish at about the
+    /// same time; before, they are long, so that reads are.
+    pub(crate) fn run_ranges(&self, count: usize, most: usize, task: &Task<'_>) -> Result<()> {
         if count > u32::MAX as usize {
             return Err(Error::Internal { message: format!("{count} tasks in one stage") });
         }
         if self.pool.workers.is_empty() || count <= 1 {
-            return (0..count).try_for_each(|i| guarded(task, i, count));
+            let most = most.max(1);
+            let mut ranges = (0..count).step_by(most).map(|from| from..count.min(from.saturating_add(most)));
+            return ranges.try_for_each(|range| guarded(task, range, count));
         }
         let shared = &*self.pool.shared;
         // SAFETY: erases the lifetime only; this function does not return before every worker is done
         // with the pointer (`running` is zero).
         let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         // SAFETY: `&self` is the one team and `running` is zero, so nobody reads the job now.
-        unsafe { *shared.job.get() = Job { task: Some(erased), count } };
+        unsafe { *shared.job.get() = Job { task: Some(erased), count, most } };
         for (i, share) in shared.shares.iter().enumerate() {
             let from = |i: usize| i * count / shared.shares.len();
             share.set(from(i), from(i + 1));
@@ -213,7 +233,7 @@ impl Team<'_> {
         shared.running.store(self.pool.workers.len(), Ordering::Relaxed);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         shared.rouse();
-        shared.drain(0, task, count);
+        shared.drain(0, task, count, most);
         let mut spins = 0;
         while shared.running.load(Ordering::Acquire) != 0 {
             pause(&mut spins);
@@ -233,10 +253,10 @@ impl Shared {
             seen = epoch;
             // SAFETY: the acquire load of `epoch` saw this job's release; the publisher does not write
             // again before `running` is zero, which needs this worker's decrement below.
-            let (task, count) = unsafe { ((*self.job.get()).task, (*self.job.get()).count) };
+            let Job { task, count, most } = unsafe { &*self.job.get() };
             if let Some(task) = task {
                 // SAFETY: the publisher keeps the closure alive until `running` is zero.
-                self.drain(thread, unsafe { &*task }, count);
+                self.drain(thread, unsafe { &**task }, *count, *most);
             }
             self.running.fetch_sub(1, Ordering::Release);
         }
@@ -277,13 +297,14 @@ impl Shared {
     }
 
     /// Runs this thread's share in order, so that it reads weights one after the other, then what others have left.
-    fn drain(&self, thread: usize, task: &Task<'_>, count: usize) {
+    fn drain(&self, thread: usize, task: &Task<'_>, count: usize, most: usize) {
         let own = self.shares.get(thread);
         let others = || self.shares.iter().cycle().skip(thread + 1).take(self.shares.len() - 1);
         loop {
-            let next = own.and_then(Share::first).or_else(|| others().find_map(Share::last));
-            let Some(i) = next else { return };
-            if let Err(error) = guarded(task, i, count) {
+            let next = own.and_then(|own| own.first(most)).or_else(|| others().find_map(|s| s.last(most)));
+            let Some(range) = next else { return };
+            let i = range.start;
+            if let Err(error) = guarded(task, range, count) {
                 let mut failure = lock(&self.failure);
                 if failure.as_ref().is_none_or(|(at, _)| i < *at) {
                     *failure = Some((i, error));
@@ -294,8 +315,9 @@ impl Shared {
     }
 }
 
-fn guarded(task: &Task<'_>, i: usize, count: usize) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(|| task(i)))
+fn guarded(task: &Task<'_>, range: Range<usize>, count: usize) -> Result<()> {
+    let i = range.start;
+    catch_unwind(AssertUnwindSafe(|| task(range)))
         .unwrap_or_else(|_| Err(Error::Internal { message: format!("task {i} of {count} panicked") }))
 }
 
@@ -330,6 +352,28 @@ mod tests {
                     hits.iter().all(|h| h.load(Ordering::Relaxed) == 50),
                     "{threads} threads, {count} tasks"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_cover_every_index_once_and_none_is_too_long() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            let team = pool.team(&CancelFlag::new()).unwrap();
+            for (count, most) in [(0, 4), (1, 4), (7, 1), (100, 9), (100, usize::MAX), (5, 0)] {
+                let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                let longest = AtomicUsize::new(0);
+                team.run_ranges(count, most, &|range| {
+                    longest.fetch_max(range.len(), Ordering::Relaxed);
+                    for hit in &hits[range] {
+                        hit.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+                .unwrap();
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads}, {count}, {most}");
+                assert!(longest.into_inner() <= most.max(1), "{threads}, {count}, {most}");
             }
         }
     }

@@ -71,6 +71,37 @@ pub(crate) fn tiles<T: Send>(
     })
 }
 
+/// Runs `task` for tiles of one row of `out`, a matrix of rows of `width`, that together are all of it. A tile has up to
+/// `most` units of `unit` columns, the fewer the nearer the end of the job is; see [`Team::run_ranges`].
+pub(crate) fn runs<T: Send>(
+    team: &Team<'_>,
+    out: &mut [T],
+    width: usize,
+    (unit, most): (usize, usize),
+    task: &(dyn Fn(&mut Tile<'_, T>) -> Result<()> + Sync),
+) -> Result<()> {
+    let unit = unit.max(1);
+    let rows = out.len().checked_div(width).unwrap_or(0);
+    let across = width.div_ceil(unit);
+    let base = Base(out.as_mut_ptr());
+    let base = &base;
+    team.run_ranges(rows * across, most, &|mut units| {
+        while let Some(first) = (!units.is_empty()).then_some(units.start) {
+            let r = first / across;
+            let end = units.end.min((r + 1) * across);
+            units.start = end;
+            task(&mut Tile {
+                base: base.0,
+                width,
+                rows: r..r + 1,
+                cols: (first - r * across) * unit..((end - r * across) * unit).min(width),
+                _matrix: PhantomData,
+            })?;
+        }
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +122,28 @@ mod tests {
                     for (x, c) in tile.row(r).iter_mut().zip(cols.clone()) {
                         *x += (r * width + c + 1) as f32;
                     }
+                }
+                Ok(())
+            })
+            .unwrap();
+            assert!(out.iter().enumerate().all(|(i, &x)| x == (i + 1) as f32), "{rows}x{width} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn runs_cover_every_cell_once() {
+        let pool = Pool::new(3).unwrap();
+        let team = pool.team(&CancelFlag::new()).unwrap();
+        for (rows, width, shape) in
+            [(1, 70, (16, 4)), (5, 8, (1, 3)), (4, 9, (2, 100)), (3, 5, (0, 0)), (0, 4, (1, 1))]
+        {
+            let mut out = vec![0.0f32; rows * width];
+            runs(&team, &mut out, width, shape, &|tile| {
+                let (row, cols) = (tile.rows().start, tile.cols());
+                assert_eq!(tile.rows().len(), 1);
+                assert!(cols.len() <= shape.0.max(1) * shape.1.max(1));
+                for (x, c) in tile.row(row).iter_mut().zip(cols) {
+                    *x += (row * width + c + 1) as f32;
                 }
                 Ok(())
             })

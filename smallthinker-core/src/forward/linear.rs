@@ -10,7 +10,7 @@ use crate::kernels::{ActGroup, Acts, GROUP, Kernels};
 use crate::pool::Team;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::{Layout, TILE};
-use crate::tiles::{Tile, tiles};
+use crate::tiles::{Tile, runs, tiles};
 
 /// Outputs that one call of a kernel makes for several tokens; small enough for the stack and the L1 cache.
 const BLOCK: usize = 4096;
@@ -19,6 +19,8 @@ const TILE_ROWS: usize = 64;
 const TILE_TOKENS: usize = BLOCK / TILE_ROWS;
 /// Rows that packed weights are unpacked by.
 const PANEL: usize = 16;
+/// Rows of weights that a thread reads at a time at least: few enough that threads finish together.
+const UNIT: usize = 16;
 /// Decode tasks per thread: enough to even out a thread that was held up, few enough to keep reads long.
 const TASKS_PER_THREAD: usize = 16;
 
@@ -108,7 +110,7 @@ pub(crate) fn linear(
     }
     // A packed matrix wants all vectors at once: its weights are unpacked for each task.
     let tokens = if together { xs.tokens() } else { TILE_TOKENS };
-    tiles(team, out, width, (tokens, columns), &|tile| {
+    let task = |tile: &mut Tile<'_>| {
         let cols = tile.cols();
         let mut first = 0; // column of the current matrix's row 0
         for m in matrices {
@@ -135,7 +137,11 @@ pub(crate) fn linear(
             first += m.rows;
         }
         Ok(())
-    })
+    };
+    if xs.tokens() == 1 {
+        return runs(team, out, width, (UNIT, usize::MAX), &task);
+    }
+    tiles(team, out, width, (tokens, columns), &task)
 }
 
 /// Rows `rows` of a packed matrix, whole panels, times all vectors: `out` starts with `[vectors][rows]`.

@@ -15,10 +15,7 @@ use crate::kernels::gemm::ActTiles;
 use crate::kernels::neurons::NeuronBlock;
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
 use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
-use crate::tiles::tiles;
-
-/// Tasks per thread of gate and up, at least, to even out a thread that was held up.
-const TASKS_PER_THREAD: usize = 2;
+use crate::tiles::{runs, tiles};
 
 /// Buffers of this stage, kept between calls.
 #[derive(Default)]
@@ -71,9 +68,7 @@ fn one_token(
     let (ffn, hidden) = (parts.gate.rows, parts.down.rows);
     let blocks = ffn.div_ceil(NEURONS);
     s.blocks.resize(choices.len() * blocks, Neurons::default());
-    let per_task =
-        (choices.len() * blocks).div_ceil(TASKS_PER_THREAD * team.threads()).min(neurons::MAX_BLOCKS);
-    tiles(team, &mut s.blocks, blocks, (1, per_task), &|tile| {
+    runs(team, &mut s.blocks, blocks, (1, neurons::MAX_BLOCKS), &|tile| {
         let (e, first) = (tile.rows().start, NEURONS * tile.cols().start);
         let [gate, up] = [&parts.gate, &parts.up].map(|m| slots[e].matrix(m));
         neurons::compute(kernels, [&gate, &up], first, xs.row(0), detailed, tile.row(e))

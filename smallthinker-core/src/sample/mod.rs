@@ -120,10 +120,20 @@ impl Sampler {
     }
 }
 
+/// Values that are looked at together.
+const LANES: usize = 16;
+
 /// The token with the largest logit, the lowest id among equals, and its logit.
 fn largest(logits: &[f32]) -> (u32, f32) {
-    // The maximum first: that loop vectorises, the search for its place stops early.
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // The maximum first, of each of some lanes: that loop vectorises, and the search for its place stops early.
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (max, &l) in lanes.iter_mut().zip(chunk) {
+            *max = if l > *max { l } else { *max };
+        }
+    }
+    let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     let best = logits.iter().position(|&l| l == max).unwrap_or(0);
     (best as u32, max)
 }
@@ -134,7 +144,11 @@ fn check_logits(logits: &[f32]) -> Result<()> {
     if logits.is_empty() || u32::try_from(logits.len()).is_err() {
         return Err(Error::argument("logits", format!("{} values", logits.len()), "one per token"));
     }
-    if logits.iter().all(|&l| l < f32::INFINITY) {
+    // Whole chunks: a loop that may stop at each value does not vectorise.
+    if logits
+        .chunks(LANES * LANES)
+        .all(|chunk| chunk.iter().fold(true, |fine, &l| fine & (l < f32::INFINITY)))
+    {
         return Ok(());
     }
     let bad = logits.iter().position(|&l| l.is_nan() || l == f32::INFINITY).unwrap_or(0);
