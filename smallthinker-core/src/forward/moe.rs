@@ -89,7 +89,9 @@ fn one_token(
         let tile_bytes = blocks * neuron_block_bytes(dtype).unwrap_or(0);
         let width = hidden.next_multiple_of(TILE);
         s.down.resize(choices.len() * width, 0.0);
-        let blocks: Vec<NeuronBlock> = s.blocks.iter().map(|b| b.packed).collect();
+        s.sparse.clear();
+        s.sparse.extend(s.blocks.iter().map(|b| b.packed));
+        let blocks = &s.sparse;
         let per_expert = blocks.len() / choices.len().max(1);
         tiles(team, &mut s.down, width, (1, TILE), &|tile| {
             let (e, at) = (tile.rows().start, tile.cols().start / TILE * tile_bytes);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
 use crate::kernels::neurons::NeuronBlock;
-use crate::kernels::{ActGroup, ActRow, Kernels};
+use crate::kernels::{ActGroup, ActRow, GROUP, Kernels};
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::Layout;
 
@@ -50,35 +50,41 @@ pub(crate) fn compute(
 ) -> Result<()> {
     let began = timed.then(Instant::now);
     let mut active = [0u32; MAX_BLOCKS * NEURONS];
-    let mut gates = [0.0f32; MAX_BLOCKS * NEURONS];
+    let mut values = [0.0f32; MAX_BLOCKS * NEURONS];
     let end = gate.rows.min(first + NEURONS * out.len().min(MAX_BLOCKS));
     let mut n = 0;
-    for (from, gates) in (first..end).step_by(STEP).zip(gates.chunks_mut(STEP)) {
+    for (from, gates) in (first..end).step_by(STEP).zip(values.chunks_mut(STEP)) {
         let gates = &mut gates[..STEP.min(end - from)];
         some_rows(kernels, gate, PickedRows::From(from), x, gates)?;
-        for (row, _) in (from..).zip(gates).filter(|(_, g)| **g > 0.0 || g.is_nan()) {
+        let before = n;
+        for (row, gate) in (from..).zip(gates) {
+            // Written in any case and kept if wanted: which rows are is no pattern that branches could be foreseen from.
             active[n] = row as u32;
-            n += 1;
-            if n <= EARLY {
-                request(kernels, up, row)?;
-            }
+            n += usize::from(*gate > 0.0 || gate.is_nan());
+        }
+        for &row in &active[before.min(EARLY)..n.min(EARLY)] {
+            request(kernels, up, row as usize)?;
         }
     }
     let between = timed.then(Instant::now);
+    let active = &active[..n];
     let mut ups = [0.0f32; MAX_BLOCKS * NEURONS];
-    some_rows(kernels, up, PickedRows::List(&active[..n]), x, &mut ups[..n])?;
+    some_rows(kernels, up, PickedRows::List(active), x, &mut ups[..n])?;
     out.fill(Neurons::default());
-    for (&row, up) in active[..n].iter().zip(ups) {
+    let mut neurons = [0.0f32; MAX_BLOCKS * NEURONS];
+    for (&row, up) in active.iter().zip(ups) {
         let i = row as usize - first;
-        let block = &mut out[i / NEURONS];
-        block.values[i % NEURONS] = gates[i] * up;
-        block.up_rows += 1;
+        neurons[i] = values[i] * up;
+        out[i / NEURONS].up_rows += 1;
     }
-    for block in out.iter_mut() {
-        let mut group = [ActGroup::ZERO];
-        kernels.quantize_acts(&block.values, &mut group)?;
-        let row = ActRow { cols: NEURONS, values: &block.values, groups: &group, lanes: &[] };
-        block.packed = row.block(0).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
+    let cols = out.len().min(MAX_BLOCKS) * NEURONS;
+    let mut groups = [ActGroup::ZERO; (MAX_BLOCKS * NEURONS).div_ceil(GROUP)];
+    let groups = &mut groups[..cols.div_ceil(GROUP)];
+    kernels.quantize_acts(&neurons[..cols], groups)?;
+    let row = ActRow { cols, values: &neurons[..cols], groups, lanes: &[] };
+    for (i, (block, values)) in out.iter_mut().zip(neurons.as_chunks().0).enumerate() {
+        block.values = *values;
+        block.packed = row.block(i).as_ref().map_or(NeuronBlock::ZERO, NeuronBlock::new);
     }
     if let (Some(began), Some(between), Some(block)) = (began, between, out.first_mut()) {
         block.times = [between - began, between.elapsed()];

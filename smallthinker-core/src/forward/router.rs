@@ -19,8 +19,12 @@ pub(crate) fn choose(logits: &[f32], top_k: usize, gating: Gating, layer: usize)
         return Err(Error::NotFinite { layer, what: "a router logit" });
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let rank = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    if (1..order.len()).contains(&top_k) {
+        order.select_nth_unstable_by(top_k, rank);
+    }
     order.truncate(top_k);
+    order.sort_unstable_by(rank);
     let best = order.first().map_or(0.0, |&i| logits[i]);
     let raw = |i: usize| match gating {
         Gating::Softmax => (logits[i] - best).exp(),

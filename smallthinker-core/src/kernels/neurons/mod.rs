@@ -48,11 +48,16 @@ impl NeuronBlock {
             sum: i32::from(block.sums[0]) + i32::from(block.sums[1]),
             ..NeuronBlock::ZERO
         };
-        for (i, &q) in block.q.iter().enumerate().filter(|(_, q)| **q != 0) {
-            let at = usize::from(packed.count);
-            (packed.index[at], packed.q[at]) = (i as u8, q);
-            packed.count += 1;
+        let mut n = 0;
+        for (i, &q) in block.q.iter().enumerate() {
+            // Written in any case and kept if wanted: branches could not be foreseen.
+            (packed.index[n], packed.q[n]) = (i as u8, q);
+            n += usize::from(q != 0);
         }
+        if let Some(behind) = packed.index.get_mut(n) {
+            *behind = 0;
+        }
+        packed.count = n as u8;
         packed
     }
 
