@@ -96,7 +96,7 @@ fn fill(shared: &Shared, (layer, expert): ExpertId, slot: &mut [u8], buffer: &mu
             shared.source.read_exact_at(shard, offset, place)?;
         } else {
             buffer.resize(m.bytes, 0);
-            shared.source.read_exact_at(shard, offset, buffer)?;
+            shared.source.read_blocks_at(m.dtype, shard, offset, buffer)?;
             pack(m.dtype, m.layout, buffer, 0, m.rows, m.cols, place);
         }
         read += m.bytes as u64;

@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::tensor::DType;
+use crate::tensor::packed::bad_scale;
 
 /// The open files of one model. Reads name a shard (0 for a single file) and an absolute byte offset in it.
 #[derive(Debug)]
@@ -107,6 +109,26 @@ impl Source {
             }
         }
         Ok(())
+    }
+}
+
+impl Source {
+    /// As [`read_exact_at`](Self::read_exact_at), for whole blocks of weights that will be packed.
+    ///
+    /// # Errors
+    /// Those, and [`Error::Malformed`] if a block's scale is not a finite number.
+    pub(crate) fn read_blocks_at(
+        &self,
+        dtype: DType,
+        shard: usize,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        self.read_exact_at(shard, offset, buf)?;
+        let Some(at) = bad_scale(dtype, buf) else { return Ok(()) };
+        let scale = buf.get(at..at + 2).map_or(0, |d| u16::from_le_bytes([d[0], d[1]]));
+        let field = format!("scale of a {dtype} block at offset {}", offset + at as u64);
+        Err(Error::malformed(self.path(shard), field, half::f16::from_bits(scale), "finite numbers"))
     }
 }
 

@@ -252,7 +252,10 @@ impl Loader<'_> {
         let mut buffer = vec![0u8; rows_per_piece * row_bytes];
         for first in (0..rows).step_by(rows_per_piece) {
             let piece = &mut buffer[..rows_per_piece.min(rows - first) * row_bytes];
-            self.bytes(info, first * row_bytes, piece)?;
+            self.cancel.check()?;
+            let offset = info.offset + (first * row_bytes) as u64;
+            self.gguf.source().read_blocks_at(info.dtype, info.shard, offset, piece)?;
+            (self.loaded)(piece.len() as u64);
             pack(info.dtype, layout, piece, first, rows, cols, out);
         }
         Ok(())
