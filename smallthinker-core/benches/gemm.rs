@@ -73,7 +73,8 @@ fn main() {
                         let data = if cold { matrices.next().expect("endless") } else { &weights[..bytes] };
                         let w = PanelSource { layout, data, rows, cols };
                         tiles.set(&acts, 0..tokens).expect("in range");
-                        set.gemm(&w, 0..rows, &tiles, &mut scratch, &mut out, rows).expect("lengths fit");
+                        set.gemm(&w.rows(0..rows), tiles.batch(0), &mut scratch, &mut out, rows)
+                            .expect("lengths fit");
                         black_box(&out);
                     });
                     line += &format!("{:8.1}", (tokens * rows * cols) as f64 / s / 1e9);

@@ -3,8 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::Result;
 use crate::pool::Team;
+use crate::{Error, Result};
 
 /// A rectangle of a row-major matrix, owned by one task.
 pub(crate) struct Tile<'a, T = f32> {
@@ -30,7 +30,7 @@ impl<T> Tile<'_, T> {
     /// This tile's part of row `row` of the matrix (`self.rows` says which there are).
     pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(self.rows.contains(&row), "row {row} outside {:?}", self.rows);
-        // SAFETY: row < rows.end and cols.end <= width, checked against the matrix in `tiles`; tiles of one
+        // SAFETY: row < rows.end and cols.end <= width, checked against the matrix where tiles are made; tiles of one
         // job don't overlap, and `&mut self` keeps a second slice of this tile from existing.
         unsafe {
             std::slice::from_raw_parts_mut(
@@ -102,6 +102,35 @@ pub(crate) fn runs<T: Send>(
     })
 }
 
+/// As [`tiles`], with the rows cut into the given `bands`, which ascend and don't overlap. `task` also gets the number
+/// of the band.
+pub(crate) fn banded_tiles<T: Send>(
+    team: &Team<'_>,
+    out: &mut [T],
+    width: usize,
+    bands: &[Range<usize>],
+    tile_cols: usize,
+    task: &(dyn Fn(usize, &mut Tile<'_, T>) -> Result<()> + Sync),
+) -> Result<()> {
+    let tile_cols = tile_cols.max(1);
+    let rows = out.len().checked_div(width).unwrap_or(0);
+    let mut end = 0;
+    for band in bands {
+        if band.start < end || band.end < band.start || band.end > rows {
+            return Err(Error::Internal { message: format!("rows {band:?} of {rows}, after {end}") });
+        }
+        end = band.end;
+    }
+    let across = width.div_ceil(tile_cols);
+    let base = Base(out.as_mut_ptr());
+    let base = &base;
+    team.run(bands.len() * across, &|i| {
+        let (band, c) = (i / across, i % across * tile_cols);
+        let cols = c..(c + tile_cols).min(width);
+        task(band, &mut Tile { base: base.0, width, rows: bands[band].clone(), cols, _matrix: PhantomData })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +178,23 @@ mod tests {
             })
             .unwrap();
             assert!(out.iter().enumerate().all(|(i, &x)| x == (i + 1) as f32), "{rows}x{width} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn bands_may_differ_in_height_but_not_overlap() {
+        let pool = Pool::new(3).unwrap();
+        let team = pool.team(&CancelFlag::new()).unwrap();
+        let mut out = vec![0.0f32; 7 * 5];
+        banded_tiles(&team, &mut out, 5, &[0..1, 1..1, 2..5, 5..7], 2, &|band, tile| {
+            tile.rows().for_each(|r| tile.row(r).iter_mut().for_each(|x| *x += band as f32 + 1.0));
+            Ok(())
+        })
+        .unwrap();
+        let rows = [1.0, 0.0, 3.0, 3.0, 3.0, 4.0, 4.0];
+        assert!(out.chunks(5).zip(rows).all(|(row, x)| row == [x; 5]), "{out:?}");
+        for bands in [&[0..3, 2..4][..], &[3..4, 0..1], &[0..8]] {
+            assert!(banded_tiles(&team, &mut out, 5, bands, 2, &|_, _| Ok(())).is_err(), "{bands:?}");
         }
     }
 }

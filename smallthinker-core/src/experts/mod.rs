@@ -80,6 +80,22 @@ impl ExpertCache {
         }
     }
 
+    /// Starts loading those of `experts` that are absent, as [`request`](Self::request) does, for a pass that has
+    /// requested all its experts and now comes to these.
+    pub(crate) fn remind(&self, layer: usize, experts: impl Iterator<Item = usize>) {
+        let mut state = self.shared.lock();
+        for expert in experts {
+            if !state.entries.contains_key(&(layer, expert)) {
+                self.request_one(&mut state, (layer, expert));
+            }
+        }
+    }
+
+    /// Slots in all.
+    pub(crate) fn slots(&self) -> usize {
+        self.shared.lock().slots
+    }
+
     /// Whether the expert is here or on its way after the call.
     fn request_one(&self, state: &mut State, id: ExpertId) -> bool {
         state.policy.touch(id);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::Result;
-use crate::kernels::gemm::{self, ActTiles, GemmScratch, PanelSource, fill_place};
+use crate::kernels::gemm::{self, ActTiles, GemmScratch, PanelRows, PanelSource, TileBatch, fill_place};
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
 use crate::kernels::{ActGroup, Acts, GROUP, Kernels};
 use crate::pool::Team;
@@ -69,22 +69,22 @@ impl Batch {
     }
 }
 
-/// Arranges vectors of `xs`, those that `pick` numbers, for products with packed weights.
+/// Arranges batches of vectors of `xs` for products with packed weights: batch `b` has `sizes[b]` vectors, of which
+/// number `i` is vector `pick(b, i)` of `xs`.
 pub(crate) fn arrange(
     team: &Team<'_>,
     xs: &Acts,
-    tokens: usize,
-    pick: &(dyn Fn(usize) -> usize + Sync),
+    sizes: &[usize],
+    pick: &(dyn Fn(usize, usize) -> usize + Sync),
     out: &mut ActTiles,
 ) -> Result<()> {
-    let blocks = out.prepare(tokens, xs.cols());
-    let ranges = out.ranges();
+    let blocks = out.prepare(sizes.iter().copied(), xs.cols());
+    let places = out.tiles();
     tiles(team, out.blocks_mut(), blocks, (1, blocks), &|tile| {
         let t = tile.rows().start;
-        ranges[t]
-            .clone()
-            .enumerate()
-            .try_for_each(|(place, i)| fill_place(tile.row(t), place, xs.row(pick(i))))
+        let (batch, range) = &places[t];
+        let vectors = range.clone().map(|i| xs.row(pick(*batch, i)));
+        vectors.enumerate().try_for_each(|(place, row)| fill_place(tile.row(t), place, row))
     })
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn linear(
     let (act_tiles, spare) = batch.parts();
     let together = !one_by_one && matrices.iter().any(packed);
     if together {
-        arrange(team, xs, xs.tokens(), &|i| i, act_tiles)?;
+        arrange(team, xs, &[xs.tokens()], &|_, i| i, act_tiles)?;
     }
     // A packed matrix wants all vectors at once: its weights are unpacked for each task.
     let tokens = if together { xs.tokens() } else { TILE_TOKENS };
@@ -126,7 +126,9 @@ pub(crate) fn linear(
                     // Panels start at multiples of their size.
                     let whole = rows.start / PANEL * PANEL..rows.end.next_multiple_of(PANEL).min(m.rows);
                     let out = &mut buffers.out[0];
-                    gemm(kernels, m, whole.clone(), act_tiles, &mut buffers.gemm, out)?;
+                    let source = panels(m);
+                    let rows_of = PanelRows { next: source.unit(whole.end), ..source.rows(whole.clone()) };
+                    gemm(kernels, &rows_of, act_tiles.batch(0), &mut buffers.gemm, out)?;
                     for (t, values) in tile.rows().zip(out.chunks_exact(whole.len())) {
                         let values = &values[rows.start - whole.start..rows.end - whole.start];
                         tile.row(t)[at..at + values.len()].copy_from_slice(values);
@@ -144,22 +146,25 @@ pub(crate) fn linear(
     tiles(team, out, width, (tokens, columns), &task)
 }
 
-/// Rows `rows` of a packed matrix, whole panels, times all vectors: `out` starts with `[vectors][rows]`.
+/// A packed matrix as the source of panels.
+pub(crate) fn panels<'a>(m: &Matrix<'a>) -> PanelSource<'a> {
+    let layout = if m.layout == Layout::Neurons { gemm::Layout::DownTiles } else { gemm::Layout::Lanes };
+    PanelSource { layout, data: m.data, rows: m.rows, cols: m.cols }
+}
+
+/// Rows of a packed matrix, whole panels, times all vectors: `out` starts with `[vectors][rows]`.
 pub(crate) fn gemm(
     kernels: &Kernels,
-    m: &Matrix<'_>,
-    rows: Range<usize>,
-    xs: &ActTiles,
+    rows: &PanelRows<'_>,
+    xs: TileBatch<'_>,
     scratch: &mut GemmScratch,
     out: &mut Vec<f32>,
 ) -> Result<()> {
-    let layout = if m.layout == Layout::Neurons { gemm::Layout::DownTiles } else { gemm::Layout::Lanes };
-    let source = PanelSource { layout, data: m.data, rows: m.rows, cols: m.cols };
-    let width = rows.len();
+    let width = rows.rows.len();
     if out.len() < xs.tokens() * width {
         out.resize(xs.tokens() * width, 0.0);
     }
-    kernels.gemm(&source, rows, xs, scratch, out, width)
+    kernels.gemm(rows, xs, scratch, out, width)
 }
 
 /// The products of rows `rows` of a matrix in lanes with few vectors, into the tile's columns from `at` on.

@@ -8,6 +8,7 @@ pub(crate) mod kv_page;
 mod linear;
 mod moe;
 mod moe_batch;
+mod moe_packed;
 mod neurons;
 mod rope;
 mod router;
@@ -29,6 +30,7 @@ use kv_cache::{KvCache, NewKv};
 pub(crate) use linear::TaskBuffers;
 use linear::{Batch, linear};
 use moe::MoeScratch;
+pub(crate) use moe_packed::MOST_EXPERTS;
 use rope::RopeTable;
 use router::{Choice, choose};
 

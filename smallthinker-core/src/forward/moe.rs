@@ -27,7 +27,7 @@ pub(crate) struct MoeScratch {
     pub(super) neurons: Acts,
     pub(super) gathered: Acts,
     pub(super) batch: Batch,
-    /// The neurons of one expert for all its tokens.
+    /// The neurons of some experts for all their tokens.
     pub(super) tiles: ActTiles,
     pub(super) sparse: Vec<NeuronBlock>,
 }

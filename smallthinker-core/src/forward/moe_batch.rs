@@ -1,18 +1,15 @@
 //! The experts of one layer for many tokens: each expert that the batch touches is read once and applied to all its
 //! tokens.
 
-use std::sync::Mutex;
-
 use crate::experts::ExpertSlot;
-use crate::forward::Pass;
 use crate::forward::clock::Stage;
-use crate::forward::linear::{Batch, TaskBuffers, arrange, gemm, linear};
+use crate::forward::linear::linear;
 use crate::forward::moe::{MoeScratch, add_scaled};
 use crate::forward::neurons::NEURONS;
 use crate::forward::router::Choice;
-use crate::kernels::gemm::{ActTiles, block_places};
+use crate::forward::{Pass, moe_packed};
 use crate::kernels::neurons::NeuronBlock;
-use crate::kernels::{ActGroup, ActRow, Acts, Forms, GROUP, Kernels};
+use crate::kernels::{Acts, Forms, Kernels};
 use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
 use crate::pool::Team;
 use crate::tensor::matrix::Matrix;
@@ -25,7 +22,7 @@ use crate::{Error, Result};
 const SPARSE_TOKENS: usize = 64;
 
 /// A token that chose an expert, and the weight of the choice.
-type User = (usize, f32);
+pub(super) type User = (usize, f32);
 
 /// Adds the experts' outputs to `y`; see [`experts`](super::moe::experts).
 pub(super) fn by_expert(
@@ -43,37 +40,32 @@ pub(super) fn by_expert(
     for (i, c) in choices.iter().enumerate() {
         users[c.expert].push((i / top_k.max(1), c.weight));
     }
+    if parts.matrices().iter().all(|m| m.layout != Layout::Rows && m.dtype == DType::Q4_0) {
+        return moe_packed::experts(pass, layer, parts, &users, xs, s, y);
+    }
     for (expert, users) in users.iter().enumerate().filter(|(_, u)| !u.is_empty()) {
         let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
         pass.clock.lap(Stage::Wait);
         let [gate, up, down] = parts.matrices().map(|m| slot.matrix(m));
-        if parts.matrices().iter().all(|m| m.layout != Layout::Rows && m.dtype == DType::Q4_0) {
-            let (rows, spare) = s.batch.parts();
-            arrange(team, xs, users.len(), &|i| users[i].0, rows)?;
-            packed_neurons(team, kernels, [&gate, &up], rows, spare, &mut s.tiles)?;
-            pass.clock.lap(Stage::GateUp);
-            packed_down(team, kernels, &down, &s.tiles, spare, users, y)?;
+        s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;
+        let (ffn, n) = (gate.rows, users.len());
+        s.gate.resize(n * ffn, 0.0);
+        s.up.resize(n * ffn, 0.0);
+        linear(team, kernels, &[gate], &s.gathered, &mut s.batch, &mut s.gate)?;
+        linear(team, kernels, &[up], &s.gathered, &mut s.batch, &mut s.up)?;
+        kernels.relu_mul(&mut s.gate, &s.up)?;
+        pass.clock.lap(Stage::GateUp);
+        if parts.down_layout == DownLayout::ByNeuron {
+            down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?;
         } else {
-            s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;
-            let (ffn, n) = (gate.rows, users.len());
-            s.gate.resize(n * ffn, 0.0);
-            s.up.resize(n * ffn, 0.0);
-            linear(team, kernels, &[gate], &s.gathered, &mut s.batch, &mut s.gate)?;
-            linear(team, kernels, &[up], &s.gathered, &mut s.batch, &mut s.up)?;
-            kernels.relu_mul(&mut s.gate, &s.up)?;
-            pass.clock.lap(Stage::GateUp);
-            if parts.down_layout == DownLayout::ByNeuron {
-                down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?;
+            pass.quantize(&s.gate, ffn, Forms::of(&[down.dtype]), &mut s.neurons)?;
+            if down.layout == Layout::Neurons && down.dtype != DType::Q4_0 {
+                sparse_down(team, kernels, &down, &s.neurons, &mut s.sparse, users, y)?;
             } else {
-                pass.quantize(&s.gate, ffn, Forms::of(&[down.dtype]), &mut s.neurons)?;
-                if down.layout == Layout::Neurons && down.dtype != DType::Q4_0 {
-                    sparse_down(team, kernels, &down, &s.neurons, &mut s.sparse, users, y)?;
-                } else {
-                    s.down.resize(n * down.rows, 0.0);
-                    linear(team, kernels, &[down], &s.neurons, &mut s.batch, &mut s.down)?;
-                    for ((t, w), out) in users.iter().zip(s.down.chunks_exact(down.rows)) {
-                        add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out);
-                    }
+                s.down.resize(n * down.rows, 0.0);
+                linear(team, kernels, &[down], &s.neurons, &mut s.batch, &mut s.down)?;
+                for ((t, w), out) in users.iter().zip(s.down.chunks_exact(down.rows)) {
+                    add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out);
                 }
             }
         }
@@ -92,66 +84,7 @@ pub(super) fn by_expert(
     Ok(())
 }
 
-/// `relu(gate x) ⊙ (up x)` of all vectors, quantized, 32 neurons per task.
-fn packed_neurons(
-    team: &Team<'_>,
-    kernels: &Kernels,
-    [gate, up]: [&Matrix<'_>; 2],
-    xs: &ActTiles,
-    spare: &Mutex<Vec<TaskBuffers>>,
-    out: &mut ActTiles,
-) -> Result<()> {
-    let blocks = out.prepare(xs.tokens(), gate.rows);
-    let ranges = out.ranges();
-    let mut block_at = vec![0; blocks];
-    block_places(blocks).into_iter().enumerate().for_each(|(block, place)| block_at[place] = block);
-    tiles(team, out.blocks_mut(), blocks, (ranges.len(), 1), &|tile| {
-        let block = block_at[tile.cols().start];
-        let rows = NEURONS * block..NEURONS * (block + 1);
-        Batch::with(spare, |buffers| {
-            let TaskBuffers { gemm: scratch, out: [gates, ups], groups } = buffers;
-            gemm(kernels, gate, rows.clone(), xs, scratch, gates)?;
-            gemm(kernels, up, rows, xs, scratch, ups)?;
-            let n = xs.tokens() * NEURONS;
-            let (gates, ups) = (&mut gates[..n], &ups[..n]);
-            kernels.relu_mul(gates, ups)?;
-            // A block of each of eight vectors makes a group.
-            groups.resize(n.div_ceil(GROUP), ActGroup::ZERO);
-            kernels.quantize_acts(gates, groups)?;
-            let all = ActRow { cols: n, values: gates, groups, lanes: &[] };
-            for (t, range) in ranges.iter().enumerate() {
-                for (place, token) in range.clone().enumerate() {
-                    all.block(token).iter().for_each(|block| tile.row(t)[0].put(place, block));
-                }
-            }
-            Ok(())
-        })
-    })
-}
-
-/// Adds the down projections, times the choices' weights, to the rows of `y` that chose the expert.
-fn packed_down(
-    team: &Team<'_>,
-    kernels: &Kernels,
-    down: &Matrix<'_>,
-    neurons: &ActTiles,
-    spare: &Mutex<Vec<TaskBuffers>>,
-    users: &[User],
-    y: &mut [f32],
-) -> Result<()> {
-    let tokens = y.len() / down.rows.max(1);
-    tiles(team, y, down.rows, (tokens, TILE), &|tile| {
-        Batch::with(spare, |buffers| {
-            let out = &mut buffers.out[0];
-            gemm(kernels, down, tile.cols(), neurons, &mut buffers.gemm, out)?;
-            let out = out.chunks_exact(tile.cols().len().max(1));
-            users.iter().zip(out).for_each(|((t, w), out)| add_scaled(tile.row(*t), *w, out));
-            Ok(())
-        })
-    })
-}
-
-/// As [`packed_down`] for the types that have no product with many vectors in this layout: one vector at a time, the
+/// Down from neurons for the types that have no product with many vectors in this layout: one vector at a time, the
 /// neurons that are zero skipped.
 fn sparse_down(
     team: &Team<'_>,

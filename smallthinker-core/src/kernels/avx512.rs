@@ -25,6 +25,7 @@ const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
         axpy_f16: avx2::axpy_f16,
         dot_f32: avx2::dot_f32,
         axpy_f32: avx2::axpy_f32,
+        add_scaled: avx2::add_scaled_f32,
         f32_to_f16: avx2::f32_to_f16,
         gemm,
         attention: &attention::avx512::FUNCTIONS,

@@ -25,7 +25,7 @@ use std::ops::Range;
 pub use acts::{ActBlock, ActGroup, ActRow, Acts};
 pub(crate) use acts::{Forms, GROUP};
 #[doc(hidden)] // for the engine and its benchmarks
-pub use gemm::{ActTiles, GemmScratch, Layout, PanelSource};
+pub use gemm::{ActTiles, GemmScratch, Layout, PanelRows, PanelSource, TileBatch};
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -74,6 +74,7 @@ pub struct Kernels {
     axpy_f16: unsafe fn(&mut [f32], f32, &[u16]),
     dot_f32: unsafe fn(&[f32], &[f32]) -> f32,
     axpy_f32: unsafe fn(&mut [f32], f32, &[f32]),
+    add_scaled: unsafe fn(&mut [f32], f32, &[f32]),
     f32_to_f16: unsafe fn(&[f32], &mut [u16]),
     gemm: gemm::Gemm,
     attention: &'static attention::Functions,
@@ -272,6 +273,14 @@ impl Kernels {
         same_len("axpy_f32", acc.len(), v.len())?;
         // SAFETY: the set exists, so the CPU has its instructions; lengths are equal.
         unsafe { (self.axpy_f32)(acc, w, v) };
+        Ok(())
+    }
+
+    /// `acc[i] += w · v[i]`, the product rounded before it is added: the same bits in every set.
+    pub(crate) fn add_scaled(&self, acc: &mut [f32], w: f32, v: &[f32]) -> Result<()> {
+        same_len("add_scaled", acc.len(), v.len())?;
+        // SAFETY: the set exists, so the CPU has its instructions; lengths are equal.
+        unsafe { (self.add_scaled)(acc, w, v) };
         Ok(())
     }
 

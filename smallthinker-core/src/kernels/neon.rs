@@ -20,6 +20,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy_f16,
     dot_f32,
     axpy_f32,
+    add_scaled: scalar::axpy_f32,
     f32_to_f16,
     gemm: SCALAR,
     attention: &attention::scalar::FUNCTIONS,

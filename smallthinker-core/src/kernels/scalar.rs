@@ -17,6 +17,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     axpy_f16,
     dot_f32,
     axpy_f32,
+    add_scaled: axpy_f32,
     f32_to_f16,
     gemm: SCALAR,
     attention: &attention::scalar::FUNCTIONS,
@@ -136,7 +137,7 @@ fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn axpy_f32(acc: &mut [f32], w: f32, v: &[f32]) {
+pub(super) fn axpy_f32(acc: &mut [f32], w: f32, v: &[f32]) {
     for (a, v) in acc.iter_mut().zip(v) {
         *a += w * v;
     }
@@ -169,7 +170,8 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 
 pub(super) fn relu_mul(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
-        // Not `max`: that would turn NaN into 0 and hide damaged weights.
-        *g = if *g <= 0.0 { 0.0 } else { *g * u };
+        // Not `max`: that would turn NaN into 0 and hide damaged weights. The product first: no branch is needed.
+        let product = *g * u;
+        *g = if *g <= 0.0 { 0.0 } else { product };
     }
 }

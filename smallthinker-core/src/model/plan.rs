@@ -1,9 +1,9 @@
 //! What a model takes and what a budget allows, computed from the file's directory alone.
 
 use crate::experts::MIN_SLOTS_PER_CHOICE;
-use crate::forward::TaskBuffers;
 use crate::forward::attention::{partial_bytes, task_bytes};
 use crate::forward::kv_cache::{KvCache, KvType, PAGE};
+use crate::forward::{MOST_EXPERTS, TaskBuffers};
 use crate::gguf::Gguf;
 use crate::kernels::gemm::{ActTiles, GemmScratch};
 use crate::kernels::{ActGroup, Acts};
@@ -129,6 +129,9 @@ pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize, context: 
         + ActTiles::bytes_per_vector(widest)
         + ActTiles::bytes_per_vector(h.hidden)
         + ActTiles::bytes_per_vector(h.expert_ffn);
+    // Tiles of a group of experts that are not full
+    let unfilled =
+        MOST_EXPERTS * (ActTiles::bytes_per_tile(h.hidden) + ActTiles::bytes_per_tile(h.expert_ffn));
     // What each thread unpacks and computes, once for attention and once for experts.
     let attention = task_bytes(h);
     let task = attention
@@ -139,7 +142,7 @@ pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize, context: 
         .saturating_mul(chunk as u64)
         .saturating_add((task as u64).saturating_mul(threads as u64))
         .saturating_add(partial_bytes(h, chunk, context))
-        .saturating_add((together + 4 * h.vocab + size_of::<Acts>()) as u64)
+        .saturating_add((unfilled + together + 4 * h.vocab + size_of::<Acts>()) as u64)
 }
 
 fn kv_full_context(h: &Hparams, context: usize, kv: KvType, chunk: usize) -> u64 {

@@ -158,6 +158,18 @@ pub(in crate::kernels) fn axpy_f32(acc: &mut [f32], w: f32, v: &[f32]) {
     }
 }
 
+/// As [`axpy_f32`], with each product rounded before it is added.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::kernels) fn add_scaled_f32(acc: &mut [f32], w: f32, v: &[f32]) {
+    let ((acc, acc_rest), (v, v_rest)) = (acc.as_chunks_mut::<8>(), v.as_chunks::<8>());
+    for (acc, v) in acc.iter_mut().zip(v) {
+        store_f32(acc, _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(w), load_f32(v)), load_f32(acc)));
+    }
+    for (a, v) in acc_rest.iter_mut().zip(v_rest) {
+        *a += w * *v;
+    }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::kernels) fn f32_to_f16(src: &[f32], out: &mut [u16]) {
     let ((src, src_rest), (out, out_rest)) = (src.as_chunks::<8>(), out.as_chunks_mut::<8>());

@@ -16,7 +16,7 @@ use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
 
 pub(super) use blocks::{add_scaled, half_scales, half_scales_at};
-pub(super) use float::{axpy_f16, axpy_f32, dot_f16, dot_f32, f32_to_f16};
+pub(super) use float::{add_scaled_f32, axpy_f16, axpy_f32, dot_f16, dot_f32, f32_to_f16};
 
 pub(super) static KERNELS: Kernels = with_packed(
     "avx2",
@@ -43,6 +43,7 @@ const fn with_packed(name: &'static str, lanes: lanes::LanesFn, neurons: neurons
         axpy_f16,
         dot_f32,
         axpy_f32,
+        add_scaled: add_scaled_f32,
         f32_to_f16,
         gemm: AVX2,
         attention: &attention::avx2::FUNCTIONS,

@@ -24,8 +24,8 @@ mod tiles;
 use std::fmt;
 use std::ops::Range;
 
-pub use panel::{Layout, PanelSource};
-pub use tiles::ActTiles;
+pub use panel::{Layout, PanelRows, PanelSource};
+pub use tiles::{ActTiles, TileBatch};
 pub(crate) use tiles::{TokenBlock, block_places, fill_place};
 
 #[cfg(target_arch = "x86_64")]
@@ -147,21 +147,21 @@ struct Product<'a, 'w> {
 }
 
 impl Kernels {
-    /// `out[t * stride + r]` = row `rows.start + r` of `w` · vector `t` of `xs`, for all vectors of `xs`.
+    /// `out[t * stride + r]` = row `rows.start + r` of the weights · vector `t` of `xs`, for all vectors of `xs`.
     ///
-    /// `rows` starts at a multiple of 16 and ends at one or at the last row; multiples of 128 are best for
+    /// The rows start at a multiple of 16 and end at one or at the last row; multiples of 128 are best for
     /// [`Layout::DownTiles`]. An output depends on its row and its vector only. All sets give the same bits.
     ///
     /// Errors: [`Error::Internal`](crate::Error::Internal) if a length or the range does not fit.
     pub fn gemm(
         &self,
-        w: &PanelSource<'_>,
-        rows: Range<usize>,
-        xs: &ActTiles,
+        w: &PanelRows<'_>,
+        xs: TileBatch<'_>,
         scratch: &mut GemmScratch,
         out: &mut [f32],
         stride: usize,
     ) -> Result<()> {
+        let (next_unit, rows, w) = (w.next, &w.rows, &w.of);
         w.check()?;
         let ends_well = rows.end.is_multiple_of(LANES) || rows.end == w.rows;
         if rows.start > rows.end || rows.end > w.rows || !rows.start.is_multiple_of(LANES) || !ends_well {
@@ -197,7 +197,7 @@ impl Kernels {
                 let panels = gemm.unpack(w, row, &mut scratch.panels);
                 let count = panels.len().min((rows.end - row).div_ceil(LANES));
                 let next = row + count * LANES;
-                let parts = if next < rows.end { w.unit(next) } else { [&[][..]; 2] };
+                let parts = if next < rows.end { w.unit(next) } else { next_unit };
                 let mut ahead = Ahead::new(parts, count * steps);
                 for panel in
                     scratch.panels.chunks_exact(blocks).take(panels.end).skip(panels.start).take(count)

@@ -1,5 +1,7 @@
 //! Packed weights as the engine keeps them, and panels of unpacked ones.
 
+use std::ops::Range;
+
 use super::{LANES, misuse, residue_starts};
 use crate::error::Result;
 use crate::kernels::lanes::Row;
@@ -35,7 +37,23 @@ pub struct PanelSource<'a> {
     pub cols: usize,
 }
 
-impl PanelSource<'_> {
+/// Some rows of a packed weight matrix.
+#[derive(Debug, Clone)]
+pub struct PanelRows<'a> {
+    /// The matrix.
+    pub of: PanelSource<'a>,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Bytes that the next product will begin with, asked for early; a hint.
+    pub next: [&'a [u8]; 2],
+}
+
+impl<'a> PanelSource<'a> {
+    /// Rows `rows`, with nothing known of what comes next.
+    pub fn rows(self, rows: Range<usize>) -> PanelRows<'a> {
+        PanelRows { of: self, rows, next: [&[]; 2] }
+    }
+
     /// Blocks of a row.
     pub(super) fn blocks(&self) -> usize {
         self.cols / SUB
@@ -75,8 +93,8 @@ impl PanelSource<'_> {
         )
     }
 
-    /// The bytes that are unpacked together with row `row`: codes and scales, or both in one.
-    pub(super) fn unit(&self, row: usize) -> [&[u8]; 2] {
+    /// The bytes that are unpacked together with row `row`: codes and scales, or both in one. Empty beyond the end.
+    pub(crate) fn unit(&self, row: usize) -> [&'a [u8]; 2] {
         match self.layout {
             Layout::Lanes => {
                 let (groups, end) = (self.groups(), self.rows.min(row + LANES));

@@ -82,7 +82,7 @@ fn product(set: &Kernels, w: &PanelSource<'_>, xs: &Acts, tokens: &[usize]) -> V
     // A gap after each vector's outputs has to stay as it is.
     let stride = w.rows + 3;
     let mut out = vec![f32::NAN; tokens.len() * stride];
-    set.gemm(w, 0..w.rows, &tiles, &mut GemmScratch::new(), &mut out, stride).unwrap();
+    set.gemm(&w.rows(0..w.rows), tiles.batch(0), &mut GemmScratch::new(), &mut out, stride).unwrap();
     assert!(out.chunks(stride).all(|row| row[w.rows..].iter().all(|x| x.is_nan())));
     out.chunks(stride).flat_map(|row| row[..w.rows].to_vec()).collect()
 }
@@ -165,7 +165,8 @@ fn parts_of_the_rows_are_parts_of_the_product() {
             let mut scratch = GemmScratch::new();
             for range in [0..16, 16..300, 112..144, 128..256, 240..300, 288..300, 64..64] {
                 let mut out = vec![f32::NAN; count * range.len()];
-                set.gemm(&w, range.clone(), &tiles, &mut scratch, &mut out, range.len()).unwrap();
+                set.gemm(&w.rows(range.clone()), tiles.batch(0), &mut scratch, &mut out, range.len())
+                    .unwrap();
                 for (t, out) in out.chunks(range.len().max(1)).enumerate() {
                     assert_eq!(out, &all[t * rows..][range.clone()], "{} {layout:?} {range:?}", set.name());
                 }
@@ -224,7 +225,7 @@ fn what_does_not_fit_is_an_error() {
     let xs = acts(&vec![1.0; 3 * cols], cols);
     let mut tiles = ActTiles::new();
     assert!(tiles.set(&xs, [3].into_iter()).is_err(), "no such token");
-    assert_eq!(tiles.tokens(), 0);
+    assert_eq!(tiles.batch(0).tokens(), 0);
     tiles.set(&xs, 0..3).unwrap();
     for set in Kernels::available() {
         for layout in LAYOUTS {
@@ -232,7 +233,8 @@ fn what_does_not_fit_is_an_error() {
             let w = PanelSource { layout, data: &data, rows, cols };
             let mut out = vec![0.0; 3 * rows];
             let mut run = |w: PanelSource<'_>, range, tiles: &ActTiles, len: usize, stride| {
-                set.gemm(&w, range, tiles, &mut GemmScratch::new(), &mut out[..len], stride).is_ok()
+                set.gemm(&w.rows(range), tiles.batch(0), &mut GemmScratch::new(), &mut out[..len], stride)
+                    .is_ok()
             };
             assert!(run(w, 0..rows, &tiles, 3 * rows, rows));
             assert!(run(w, 32..rows, &tiles, 2 * rows + 8, rows), "the last stride may be short");

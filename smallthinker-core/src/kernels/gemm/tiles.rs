@@ -33,19 +33,44 @@ impl TokenBlock {
     }
 }
 
-/// The 8-bit side of some vectors, in tiles of up to sixteen, with a reusable buffer that only grows.
-///
-/// All tiles have nearly the same number of vectors, as a tile costs almost the same however full it is.
+/// The 8-bit side of one or more batches of vectors, in tiles of up to sixteen, with a reusable buffer that only
+/// grows.
 #[derive(Debug, Default)]
 pub struct ActTiles {
-    tokens: usize,
     cols: usize,
+    batches: Vec<Shape>,
+    /// Tile by tile, the blocks in the order of panels.
+    blocks: Vec<TokenBlock>,
+}
+
+/// How a batch is cut into tiles. All have nearly the same number of vectors, as a tile costs almost the same however
+/// full it is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shape {
+    tokens: usize,
+    /// The batch's first tile among all.
+    first: usize,
     tiles: usize,
     /// Vectors of the first `full` tiles. The others have one less.
     per_tile: usize,
     full: usize,
-    /// Tile by tile, the blocks in the order of panels.
-    blocks: Vec<TokenBlock>,
+}
+
+impl Shape {
+    fn new(tokens: usize, first: usize) -> Shape {
+        let tiles = tokens.div_ceil(LANES);
+        let per_tile = tokens.div_ceil(tiles.max(1));
+        Shape { tokens, first, tiles, per_tile, full: tokens - tiles * per_tile.saturating_sub(1) }
+    }
+
+    fn size(&self, tile: usize) -> usize {
+        if tile < self.full { self.per_tile } else { self.per_tile.saturating_sub(1) }
+    }
+
+    fn range(&self, tile: usize) -> Range<usize> {
+        let first = tile * self.per_tile - tile.saturating_sub(self.full);
+        first..first + self.size(tile)
+    }
 }
 
 /// Consecutive tiles with the same number of vectors.
@@ -62,32 +87,36 @@ impl ActTiles {
         Self::default()
     }
 
-    /// Takes over some vectors of `from`, in the order of `tokens`.
+    /// Takes over some vectors of `from`, in the order of `tokens`, as the only batch.
     ///
     /// Errors: [`Error::Internal`](crate::Error::Internal) if `from` has no 8-bit side or not all of the
     /// vectors.
     pub fn set(&mut self, from: &Acts, mut tokens: impl ExactSizeIterator<Item = usize>) -> Result<()> {
-        let width = self.prepare(tokens.len(), from.cols());
+        let width = self.prepare([tokens.len()], from.cols());
         let mut filled = Ok(());
-        for (range, out) in self.ranges().into_iter().zip(self.blocks.chunks_mut(width.max(1))) {
+        for ((_, range), out) in self.tiles().into_iter().zip(self.blocks.chunks_mut(width.max(1))) {
             for place in 0..range.len() {
                 let row = tokens.next().map_or(ActRow::EMPTY, |token| from.row(token));
                 filled = filled.and(fill_place(out, place, row));
             }
         }
         if filled.is_err() {
-            self.prepare(0, self.cols);
+            self.prepare([], self.cols);
         }
         filled
     }
 
-    /// Makes room for `tokens` vectors and returns the blocks of each tile. Every place of every tile must be filled
-    /// then.
-    pub(crate) fn prepare(&mut self, tokens: usize, cols: usize) -> usize {
-        let (tiles, blocks) = (tokens.div_ceil(LANES), cols / SUB);
-        (self.tokens, self.cols, self.tiles) = (tokens, cols, tiles);
-        self.per_tile = tokens.div_ceil(tiles.max(1));
-        self.full = tokens - tiles * self.per_tile.saturating_sub(1);
+    /// Makes room for batches of so many vectors and returns the blocks of each tile. Every place of every tile must
+    /// be filled then.
+    pub(crate) fn prepare(&mut self, batches: impl IntoIterator<Item = usize>, cols: usize) -> usize {
+        let (mut tiles, blocks) = (0, cols / SUB);
+        self.cols = cols;
+        self.batches.clear();
+        for tokens in batches {
+            let shape = Shape::new(tokens, tiles);
+            tiles += shape.tiles;
+            self.batches.push(shape);
+        }
         self.blocks.resize(tiles * blocks, TokenBlock::ZERO);
         blocks
     }
@@ -97,24 +126,48 @@ impl ActTiles {
         &mut self.blocks
     }
 
-    /// The vectors of each tile.
-    pub(crate) fn ranges(&self) -> Vec<Range<usize>> {
-        (0..self.tiles).map(|tile| self.range(tile)).collect()
+    /// The batch of each tile, and which of its vectors the tile has.
+    pub(crate) fn tiles(&self) -> Vec<(usize, Range<usize>)> {
+        let batches = self.batches.iter().enumerate();
+        batches.flat_map(|(i, b)| (0..b.tiles).map(move |tile| (i, b.range(tile)))).collect()
     }
 
-    fn range(&self, tile: usize) -> Range<usize> {
-        let first = tile * self.per_tile - tile.saturating_sub(self.full);
-        first..first + self.size(tile)
+    /// Which tiles each batch has.
+    pub(crate) fn batches(&self) -> Vec<Range<usize>> {
+        self.batches.iter().map(|b| b.first..b.first + b.tiles).collect()
     }
 
-    /// Bytes that a vector of `cols` elements takes.
+    /// A batch by its number; no vectors if there is none.
+    pub fn batch(&self, number: usize) -> TileBatch<'_> {
+        let shape = self.batches.get(number).copied().unwrap_or_default();
+        let blocks = self.cols / SUB;
+        let range = shape.first * blocks..(shape.first + shape.tiles) * blocks;
+        TileBatch { shape, cols: self.cols, blocks: self.blocks.get(range).unwrap_or(&[]) }
+    }
+
+    /// Bytes that a vector of `cols` elements takes in a full tile.
     pub(crate) fn bytes_per_vector(cols: usize) -> usize {
-        cols.div_ceil(SUB) * size_of::<TokenBlock>() / LANES
+        Self::bytes_per_tile(cols) / LANES
     }
 
+    /// Bytes that a tile of vectors of `cols` elements takes.
+    pub(crate) fn bytes_per_tile(cols: usize) -> usize {
+        cols.div_ceil(SUB) * size_of::<TokenBlock>()
+    }
+}
+
+/// A batch of vectors in tiles.
+#[derive(Debug, Clone, Copy)]
+pub struct TileBatch<'a> {
+    shape: Shape,
+    cols: usize,
+    blocks: &'a [TokenBlock],
+}
+
+impl<'a> TileBatch<'a> {
     /// Number of vectors.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.shape.tokens
     }
 
     /// Elements of each vector.
@@ -122,24 +175,19 @@ impl ActTiles {
         self.cols
     }
 
-    fn size(&self, tile: usize) -> usize {
-        if tile < self.full { self.per_tile } else { self.per_tile - 1 }
-    }
-
     /// All tiles, at most `most` at a time, as runs of one size.
-    pub(super) fn passes(&self, most: usize) -> impl Iterator<Item = [Run<'_>; 2]> {
-        (0..self.tiles).step_by(most).map(move |first| {
-            let end = self.tiles.min(first + most);
-            let split = self.full.clamp(first, end);
+    pub(super) fn passes(self, most: usize) -> impl Iterator<Item = [Run<'a>; 2]> {
+        (0..self.shape.tiles).step_by(most).map(move |first| {
+            let end = self.shape.tiles.min(first + most);
+            let split = self.shape.full.clamp(first, end);
             [self.run(first, split), self.run(split, end)]
         })
     }
 
-    fn run(&self, first: usize, end: usize) -> Run<'_> {
+    fn run(&self, first: usize, end: usize) -> Run<'a> {
         let blocks = self.cols / SUB;
-        let first_token = first * self.per_tile - first.saturating_sub(self.full);
         let blocks = self.blocks.get(first * blocks..end * blocks).unwrap_or(&[]);
-        Run { blocks, per_tile: self.size(first).max(1), first_token }
+        Run { blocks, per_tile: self.shape.size(first).max(1), first_token: self.shape.range(first).start }
     }
 }
 

@@ -102,10 +102,18 @@ fn dot_and_axpy_match_wide_arithmetic() {
             for got in [set.dot_f16(&x, &halves).unwrap(), set.dot_f32(&x, &v).unwrap()] {
                 assert!((f64::from(got) - want).abs() <= bound, "{} {n}: {got}, want {want}", set.name());
             }
+            let mut rounded = x.clone();
+            set.add_scaled(&mut rounded, w, &v).unwrap();
             let (mut a, mut b) = (x.clone(), x.clone());
             set.axpy_f16(&mut a, w, &halves).unwrap();
             set.axpy_f32(&mut b, w, &v).unwrap();
             for i in 0..n {
+                assert_eq!(
+                    rounded[i].to_bits(),
+                    (x[i] + w * v[i]).to_bits(),
+                    "{} add_scaled {n}",
+                    set.name()
+                );
                 let want = f64::from(x[i]) + f64::from(w) * f64::from(v[i]);
                 assert!((f64::from(a[i]) - want).abs() <= 3e-7, "{} axpy_f16 {n}", set.name());
                 assert!((f64::from(b[i]) - want).abs() <= 3e-7, "{} axpy_f32 {n}", set.name());
@@ -180,6 +188,7 @@ fn unequal_lengths_are_errors() {
         assert!(set.dot_f32(&a, &b).is_err());
         assert!(set.axpy_f16(&mut a, 1.0, &[0; 9]).is_err());
         assert!(set.axpy_f32(&mut a, 1.0, &b).is_err());
+        assert!(set.add_scaled(&mut a, 1.0, &b).is_err());
         assert!(set.f32_to_f16(&a, &mut [0; 7]).is_err());
         assert!(set.rms_norm(&b, &b, 1e-6, &mut a).is_err());
         assert!(set.rms_norm(&b, &[0.0; 6], 1e-6, &mut [0.0; 7]).is_err());
