@@ -20,7 +20,6 @@ use crate::kernels::{Acts, Forms, Kernels};
 use crate::model::hparams::Hparams;
 use crate::model::weights::{LayerWeights, Weights};
 use crate::pool::Team;
-use crate::tensor::DType;
 use crate::tiles::tiles;
 use crate::{Error, Result};
 
@@ -127,7 +126,10 @@ impl Pass<'_> {
         let parts = &self.cache.index().layers[layer];
         let forms = Forms::of(&[parts.gate.dtype, parts.up.dtype]);
         self.quantize(&s.norm, h.hidden, forms, &mut s.acts)?;
-        s.delta.fill(0.0);
+        tiles(self.team, &mut s.delta, h.hidden, (ROWS_PER_TASK, h.hidden), &|tile| {
+            tile.rows().for_each(|t| tile.row(t).fill(0.0));
+            Ok(())
+        })?;
         self.clock.lap(Stage::Norm);
         moe::experts(self, layer, &s.choices, &s.acts, &mut s.moe, &mut s.delta)?;
         self.add(&mut s.x, &s.delta)?;
@@ -138,13 +140,21 @@ impl Pass<'_> {
     /// still computes.
     fn route(&mut self, layer: usize, w: &LayerWeights, s: &mut Scratch) -> Result<()> {
         let h = self.h;
-        self.quantize(&s.x, h.hidden, Forms::of(&[DType::F32]), &mut s.acts)?;
-        s.router.resize(s.acts.tokens() * h.n_experts, 0.0);
-        linear(self.team, self.kernels, &[w.router.view()], &s.acts, &mut s.batch, &mut s.router)?;
-        s.choices.clear();
-        for logits in s.router.chunks_exact(h.n_experts) {
-            s.choices.extend(choose(logits, h.top_k, h.gating, layer)?);
-        }
+        let tokens = s.x.len() / h.hidden;
+        s.router.resize(tokens * h.n_experts, 0.0);
+        s.acts.swap_floats(&mut s.x, h.hidden);
+        let done = linear(self.team, self.kernels, &[w.router.view()], &s.acts, &mut s.batch, &mut s.router);
+        s.acts.swap_floats(&mut s.x, h.hidden);
+        done?;
+        s.choices.resize(tokens * h.top_k, Choice { expert: 0, weight: 0.0 });
+        let logits = &s.router;
+        tiles(self.team, &mut s.choices, h.top_k, (ROWS_PER_TASK, h.top_k), &|tile| {
+            for t in tile.rows() {
+                let logits = &logits[t * h.n_experts..(t + 1) * h.n_experts];
+                tile.row(t).copy_from_slice(&choose(logits, h.top_k, h.gating, layer)?);
+            }
+            Ok(())
+        })?;
         self.clock.bytes(Stage::Router, w.router.bytes());
         Ok(())
     }

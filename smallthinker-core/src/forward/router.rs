@@ -19,9 +19,9 @@ pub(crate) fn choose(logits: &[f32], top_k: usize, gating: Gating, layer: usize)
         return Err(Error::NotFinite { layer, what: "a router logit" });
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    let rank = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    let rank = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
     if (1..order.len()).contains(&top_k) {
-        order.select_nth_unstable_by(top_k, rank);
+        order.select_nth_unstable_by(top_k - 1, rank);
     }
     order.truncate(top_k);
     order.sort_unstable_by(rank);

@@ -129,6 +129,15 @@ impl Acts {
         Ok(())
     }
 
+    /// Exchanges the values for whole rows of `cols`, to be multiplied with float weights, without a copy.
+    pub(crate) fn swap_floats(&mut self, values: &mut Vec<f32>, cols: usize) {
+        self.lanes.clear();
+        self.groups.clear();
+        std::mem::swap(&mut self.values, values);
+        (self.cols, self.groups_per_row) = (cols, 0);
+        self.tokens = self.values.len().checked_div(cols).unwrap_or(0);
+    }
+
     /// Makes room. No clear of the groups: `quantize_acts` rewrites every group that it covers, padding included.
     fn prepare(&mut self, values: &[f32], cols: usize, forms: Forms) {
         self.tokens = values.len().checked_div(cols).unwrap_or(0);

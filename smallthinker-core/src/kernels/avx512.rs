@@ -1,6 +1,8 @@
 //! Kernels for x86-64 with AVX-512 (F, BW, DQ, VL) and its byte dot product (VNNI). Types that gain nothing
 //! from wider registers use the AVX2 functions; those need no more than this set does.
 
+mod float;
+
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
@@ -35,6 +37,7 @@ fn tile(dtype: DType) -> TileFn {
     match dtype {
         DType::Q4_0 => group_tile::<Q4_0>,
         DType::Q8_0 => group_tile::<Q8_0>,
+        DType::F32 => float::tile,
         _ => avx2::tile(dtype),
     }
 }

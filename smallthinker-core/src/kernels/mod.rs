@@ -33,6 +33,9 @@ use crate::tensor::DType;
 /// Most tokens that a tile function multiplies with one pass over a weight row.
 pub(crate) const TILE_TOKENS: usize = 4;
 
+/// Rows that `matmul` gives to a tile function at least, as far as there are so many: some multiply several at once.
+const LEAST_ROWS: usize = 6;
+
 /// Weight bytes that `matmul` keeps hot while it goes through the tokens: half of a 32 KiB first-level cache.
 const TILE_BYTES: usize = 16 * 1024;
 
@@ -210,7 +213,7 @@ impl Kernels {
         // All rows of `xs` have the same shape.
         check_row("matmul", dtype, cols, &xs.row(tokens.start))?;
         let tile = (self.tile)(dtype);
-        let rows_per_tile = (TILE_BYTES / row_bytes).max(1);
+        let rows_per_tile = (TILE_BYTES / row_bytes).max(LEAST_ROWS);
         for (i, part) in rows.chunks(rows_per_tile * row_bytes).enumerate() {
             for first in tokens.clone().step_by(TILE_TOKENS) {
                 let count = TILE_TOKENS.min(tokens.end - first);

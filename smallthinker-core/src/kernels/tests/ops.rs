@@ -3,6 +3,7 @@
 use super::Rng;
 use crate::kernels::acts::{ActGroup, GROUP};
 use crate::kernels::{Acts, Kernels, scalar};
+use crate::tensor::DType;
 
 /// Ordinary vectors, zeros, exact halves, subnormals, huge values and values that are not finite.
 fn samples() -> Vec<Vec<f32>> {
@@ -196,5 +197,24 @@ fn unequal_lengths_are_errors() {
         assert!(set.quantize_acts(&b, &mut [ActGroup::ZERO]).is_err());
         assert!(set.quantize_acts(&[0.0; 32], &mut []).is_err());
         assert_eq!(a, [0.0; 8]);
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn float_rows_have_the_same_bits_in_every_vector_set() {
+    let mut rng = Rng(0xf32);
+    let sets: Vec<_> = Kernels::available().into_iter().filter(|set| set.name() != "scalar").collect();
+    for (cols, n_rows, tokens) in [(1, 1, 1), (16, 13, 5), (47, 6, 2), (100, 7, 3), (2560, 64, 9)] {
+        let bytes: Vec<u8> = rng.vector(n_rows * cols).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut acts = Acts::new();
+        acts.set(&scalar::KERNELS, &rng.vector(tokens * cols), cols, false).unwrap();
+        let products = sets.iter().map(|set| {
+            let mut out = vec![f32::NAN; n_rows * tokens];
+            set.matmul(DType::F32, &bytes, n_rows, cols, &acts, 0..tokens, &mut out).unwrap();
+            out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        });
+        let products: Vec<_> = products.collect();
+        assert!(products.windows(2).all(|pair| pair[0] == pair[1]), "{n_rows}x{cols}, {tokens} vectors");
     }
 }
