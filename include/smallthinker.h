@@ -177,6 +177,9 @@ typedef struct st_model_options {
     void *progress_user_data;
     /// Called while loading; NULL = not called.
     st_progress_callback progress;
+    /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" or "cyclic";
+    /// NULL = the default. Does not change any result.
+    const char *cache_policy;
 } st_model_options;
 
 /// A number added to the logit of a token before sampling.
@@ -293,6 +296,8 @@ typedef struct st_stats {
     uint32_t sparse_up;
     /// 1 if decode skips inactive neurons in the down projections of all layers, else 0.
     uint32_t sparse_down;
+    /// What the expert cache evicts, "lru" or "cyclic", NUL-terminated.
+    char cache_policy[32];
 } st_stats;
 
 /// One message of a chat.

@@ -45,7 +45,7 @@ pub mod convert;
 pub use cancel::CancelFlag;
 pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};
-pub use experts::ExpertStats;
+pub use experts::{CachePolicy, ExpertStats};
 pub use forward::clock::{Stage, StageTimes};
 pub use forward::kv_cache::KvType;
 pub use model::{

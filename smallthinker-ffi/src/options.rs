@@ -65,6 +65,9 @@ pub struct st_model_options {
     pub progress_user_data: *mut c_void,
     /// Called while loading; NULL = not called.
     pub progress: st_progress_callback,
+    /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" or "cyclic";
+    /// NULL = the default. Does not change any result.
+    pub cache_policy: *const c_char,
 }
 
 /// A number added to the logit of a token before sampling.
@@ -121,7 +124,7 @@ pub struct st_generate_options {
 
 // Padding would let a later field appear inside the size of today's struct, where old programs have garbage.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_model_options>() == 8 * 8 + 2 * 4);
+const _: () = assert!(size_of::<st_model_options>() == 9 * 8 + 2 * 4);
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<st_generate_options>() == 11 * 8 + 6 * 4);
 
@@ -139,6 +142,7 @@ unsafe impl Growing for st_model_options {
             kernels: ptr::null(),
             progress_user_data: ptr::null_mut(),
             progress: None,
+            cache_policy: ptr::null(),
         }
     }
 }
@@ -226,6 +230,10 @@ pub(crate) unsafe fn model_options(pointer: *const st_model_options) -> Result<M
     if !from.kernels.is_null() {
         // SAFETY: not NULL, so by the caller's contract NUL-terminated.
         options.kernels = Some(unsafe { c_text(from.kernels, "options.kernels") }?.to_owned());
+    }
+    if !from.cache_policy.is_null() {
+        // SAFETY: as above.
+        options.cache_policy = unsafe { c_text(from.cache_policy, "options.cache_policy") }?.parse()?;
     }
     if let Some(progress) = from.progress {
         let (user_data, cancel) = (UserData(from.progress_user_data), CancelFlag::new());

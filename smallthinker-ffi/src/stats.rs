@@ -89,6 +89,8 @@ pub struct st_stats {
     pub sparse_up: u32,
     /// 1 if decode skips inactive neurons in the down projections of all layers, else 0.
     pub sparse_down: u32,
+    /// What the expert cache evicts, "lru" or "cyclic", NUL-terminated.
+    pub cache_policy: [c_char; 32],
 }
 
 /// What a generation was and how fast. Prefill is the evaluation of the prompt, decode everything after the
@@ -142,7 +144,7 @@ pub struct st_generation_stats {
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<st_plan>() == 14 * 8);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 2 * 4 + 32);
+const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 2 * 4 + 2 * 32);
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<st_generation_stats>() == 17 * 8 + 2 * 4 + 32);
 
@@ -185,6 +187,7 @@ impl From<&ModelStats> for st_stats {
             expert_stall_seconds: stats.experts.stall.as_secs_f64(),
             sparse_up: u32::from(stats.sparse_up),
             sparse_down: u32::from(stats.sparse_down),
+            cache_policy: name(stats.cache_policy.name()),
         }
     }
 }

@@ -84,6 +84,7 @@ pub(crate) fn model<'py>(py: Python<'py>, s: &ModelStats) -> PyResult<Bound<'py,
     dict.set_item("budget", s.budget)?;
     dict.set_item("budget_used", s.budget_used)?;
     dict.set_item("expert_cache", experts(py, &s.experts)?)?;
+    dict.set_item("cache_policy", s.cache_policy.name())?;
     dict.set_item("sparse_up", s.sparse_up)?;
     dict.set_item("sparse_down", s.sparse_down)?;
     Ok(dict)

@@ -23,7 +23,8 @@ use crate::{dicts, errors};
 /// path None is the model that comes with the package. memory_budget (bytes, or a text such as "8GiB") covers
 /// weights, caches and buffers; None takes what the model needs, as far as the machine has it. progress is called
 /// with (done, total) bytes while loading. Other arguments change speed or limits, not results, except gating,
-/// which corrects files that state their router wrongly.
+/// which corrects files that state their router wrongly. cache_policy ("lru" or "cyclic") is what the expert cache
+/// evicts under a budget that does not hold all experts.
 #[pyclass(frozen, module = "smallthinker")]
 pub(crate) struct Model {
     pub(crate) handle: Arc<Handle>,
@@ -34,7 +35,7 @@ pub(crate) struct Model {
 impl Model {
     #[new]
     #[pyo3(signature = (path=None, *, memory_budget=None, threads=None, lm_head="full", kernels=None,
-        context_length=None, chunk=None, kv_type="f16", gating=None, progress=None))]
+        context_length=None, chunk=None, kv_type="f16", gating=None, cache_policy=None, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -47,6 +48,7 @@ impl Model {
         chunk: Option<i128>,
         kv_type: &str,
         gating: Option<&str>,
+        cache_policy: Option<&str>,
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Model> {
         if lm_head != "full" {
@@ -66,6 +68,9 @@ impl Model {
         options.chunk = chunk.map(|n| args::at_least("chunk", n, 1)).transpose()?;
         options.kv_type = args::kv_type(kv_type)?;
         options.gating = args::gating(gating)?;
+        if let Some(name) = cache_policy {
+            options.cache_policy = name.parse().map_err(errors::to_py)?;
+        }
         let progress = Progress::new(progress)?;
         let stop = Stop::new(options.cancel.clone());
         if let Some(progress) = progress.clone() {

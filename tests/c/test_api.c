@@ -212,6 +212,9 @@ static void test_bad_files(const char *path, const char *folder) {
     options.kernels = "abacus";
     CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "abacus");
     options.kernels = NULL;
+    options.cache_policy = "fifo";
+    CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "found \"fifo\", allowed: lru, cyclic");
+    options.cache_policy = NULL;
     options.kv_type = 77;
     CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "kv_type: found 77");
     CHECK(model == NULL);
@@ -318,6 +321,7 @@ static void test_tokens(const st_model *model) {
     CHECK(stats.threads > 0 && stats.kernels[0] != '\0' && stats.budget >= stats.budget_used);
     CHECK(stats.expert_slots >= stats.expert_resident);
     CHECK(stats.sparse_up == 1 && stats.sparse_down <= 1);
+    CHECK(strcmp(stats.cache_policy, "lru") == 0 || strcmp(stats.cache_policy, "cyclic") == 0);
 }
 
 struct seen {

@@ -81,6 +81,7 @@ def test_budget_below_the_floor(model_path):
         ({"kernels": "abacus"}, "kernels"),
         ({"kv_type": "f64"}, "kv_type"),
         ({"gating": "maybe"}, "gating"),
+        ({"cache_policy": "fifo"}, "cache_policy.*\"fifo\".*lru, cyclic"),
         ({"context_length": 1 << 40}, "context_length"),
         ({"lm_head": "sparse"}, "lm_head.*full"),
         ({"progress": 3}, "progress"),

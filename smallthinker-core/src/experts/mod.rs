@@ -5,7 +5,7 @@
 //! reader that fills them, or the cache, which lends them out for reading. So an expert that is not fully
 //! read can't be computed with, by construction.
 
-mod policy;
+pub(crate) mod policy;
 mod readers;
 mod slot;
 mod stats;
@@ -20,6 +20,7 @@ use crate::gguf::Source;
 use crate::model::expert_index::ExpertIndex;
 use crate::{Error, Result};
 
+pub use policy::CachePolicy;
 use readers::{Readers, Wanted};
 use slot::{Entry, State};
 pub(crate) use slot::{ExpertId, ExpertSlot};
@@ -56,9 +57,11 @@ impl ExpertCache {
         index: ExpertIndex,
         source: Arc<Source>,
         slots: usize,
+        policy: CachePolicy,
         readers: usize,
     ) -> Result<ExpertCache> {
-        let state = State::new(slots, index.slot_bytes)?;
+        let policy = policy.start(index.layers.len(), index.n_experts);
+        let state = State::new(slots, index.slot_bytes, policy)?;
         let shared = Arc::new(Shared { index, source, state: Mutex::new(state), changed: Condvar::new() });
         Ok(ExpertCache { readers: Readers::start(Arc::clone(&shared), readers)?, shared })
     }
@@ -67,15 +70,15 @@ impl ExpertCache {
         &self.shared.index
     }
 
-    /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting.
-    /// The experts that are present become the last to be evicted.
-    pub(crate) fn request(&self, layer: usize, experts: impl Iterator<Item = usize>) {
-        let mut seen = vec![false; self.shared.index.n_experts];
+    /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting. `experts` are
+    /// the choices of `tokens` tokens; the pass acquires each of them in ascending order.
+    pub(crate) fn request(&self, layer: usize, tokens: usize, experts: impl Iterator<Item = usize>) {
+        let n_experts = self.shared.index.n_experts;
         let mut state = self.shared.lock();
-        for expert in experts {
-            // A batch names an expert once per token that chose it.
-            if !std::mem::replace(&mut seen[expert], true) {
-                self.request_one(&mut state, (layer, expert));
+        state.turn(layer, n_experts, tokens, experts);
+        for id in (0..n_experts).map(|expert| (layer, expert)) {
+            if state.is_awaited(id) {
+                self.request_one(&mut state, id, false);
             }
         }
     }
@@ -86,7 +89,7 @@ impl ExpertCache {
         let mut state = self.shared.lock();
         for expert in experts {
             if !state.entries.contains_key(&(layer, expert)) {
-                self.request_one(&mut state, (layer, expert));
+                self.request_one(&mut state, (layer, expert), false);
             }
         }
     }
@@ -97,8 +100,7 @@ impl ExpertCache {
     }
 
     /// Whether the expert is here or on its way after the call.
-    fn request_one(&self, state: &mut State, id: ExpertId) -> bool {
-        state.policy.touch(id);
+    fn request_one(&self, state: &mut State, id: ExpertId, urgent: bool) -> bool {
         match state.entries.get(&id) {
             // An earlier pass's failure: read again.
             Some(Entry::Failed(_)) => drop(state.entries.remove(&id)),
@@ -109,7 +111,7 @@ impl ExpertCache {
             }
             None => {}
         }
-        let Some(bytes) = state.take_slot() else { return false };
+        let Some(bytes) = state.take_slot(id, urgent) else { return false };
         state.entries.insert(id, Entry::Loading);
         state.stats.misses += 1;
         self.readers.read(Wanted { id, bytes });
@@ -124,6 +126,7 @@ impl ExpertCache {
             match state.entries.get(&id) {
                 Some(Entry::Ready(slot)) => {
                     let slot = Arc::clone(slot);
+                    state.acquired(id);
                     state.stats.stall +=
                         waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                     return Ok(slot);
@@ -135,7 +138,7 @@ impl ExpertCache {
                 }
                 Some(Entry::Loading) => {}
                 None => {
-                    if !self.request_one(&mut state, id) && state.loading() == 0 {
+                    if !self.request_one(&mut state, id, true) && state.loading() == 0 {
                         let message = "all expert slots are held and none is loading".into();
                         return Err(Error::Internal { message });
                     }
@@ -157,7 +160,10 @@ impl ExpertCache {
             // One layer ahead keeps the readers busy while this thread waits.
             for ahead in [layer, layer + 1] {
                 if ahead < self.shared.index.layers.len() {
-                    self.request(ahead, 0..self.shared.index.n_experts);
+                    let mut state = self.shared.lock();
+                    for expert in 0..self.shared.index.n_experts {
+                        self.request_one(&mut state, (ahead, expert), false);
+                    }
                 }
             }
             for expert in 0..self.shared.index.n_experts {

@@ -76,7 +76,7 @@ fn serve(shared: &Shared, wanted: &Mutex<Receiver<Wanted>>, stop: &AtomicBool) {
                 Entry::Ready(Arc::new(ExpertSlot::new(bytes)))
             }
             Err(error) => {
-                state.put_back(bytes);
+                state.put_back(id, bytes);
                 Entry::Failed(error)
             }
         };

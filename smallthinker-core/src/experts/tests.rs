@@ -43,6 +43,10 @@ impl File {
     }
 
     fn cache(&self, slots: usize) -> ExpertCache {
+        self.cache_with(slots, CachePolicy::Lru)
+    }
+
+    fn cache_with(&self, slots: usize, policy: CachePolicy) -> ExpertCache {
         let h = Hparams {
             n_layers: LAYERS,
             hidden: HIDDEN,
@@ -59,7 +63,7 @@ impl File {
             attention: Vec::new(),
         };
         let index = ExpertIndex::new(&self.gguf, &h).unwrap();
-        ExpertCache::new(index, Arc::clone(self.gguf.source()), slots, 2).unwrap()
+        ExpertCache::new(index, Arc::clone(self.gguf.source()), slots, policy, 2).unwrap()
     }
 }
 
@@ -77,12 +81,13 @@ fn check(cache: &ExpertCache, id: ExpertId) {
 #[test]
 fn right_weights_in_any_order_with_any_number_of_slots() {
     let file = File::new();
-    for slots in [1, 2, 5, LAYERS * EXPERTS] {
-        let cache = file.cache(slots);
+    let all = [1, 2, 5, LAYERS * EXPERTS].map(|slots| CachePolicy::ALL.map(|policy| (slots, policy)));
+    for (slots, policy) in all.into_iter().flatten() {
+        let cache = file.cache_with(slots, policy);
         let mut id = 0usize;
         for _ in 0..200 {
             id = (id * 5 + 7) % (LAYERS * EXPERTS);
-            cache.request(id / EXPERTS, std::iter::once(id % EXPERTS));
+            cache.request(id / EXPERTS, 1, std::iter::once(id % EXPERTS));
             check(&cache, (id / EXPERTS, id % EXPERTS));
         }
         let stats = cache.stats();
@@ -102,7 +107,7 @@ fn evicts_the_least_recently_used_and_never_what_is_held() {
     let held = cache.acquire((0, 0), &cancel).unwrap();
     check(&cache, (0, 1));
     check(&cache, (0, 2));
-    cache.request(0, std::iter::once(1)); // now 2 is older than 1, and 0, the oldest, is held
+    cache.request(0, 1, std::iter::once(1)); // now 2 is older than 1, and 0, the oldest, is held
     check(&cache, (1, 0));
     let before = cache.stats().misses;
     check(&cache, (0, 1));
@@ -111,6 +116,24 @@ fn evicts_the_least_recently_used_and_never_what_is_held() {
     check(&cache, (0, 2));
     assert_eq!(cache.stats().misses, before + 1, "2 was evicted");
     drop(held);
+}
+
+#[test]
+fn a_pass_evicts_what_it_has_computed_before_what_it_still_needs() {
+    let file = File::new();
+    for policy in CachePolicy::ALL {
+        let cache = file.cache_with(3, policy);
+        for (tokens, experts) in [(1, 1..4), (2, 0..4)] {
+            cache.request(0, tokens, experts.clone());
+            experts.for_each(|expert| check(&cache, (0, expert)));
+        }
+        // 1, 2 and 3 were here. For 0, the last of them had to go; it came back in the place of one that was done.
+        let stats = cache.stats();
+        assert_eq!((stats.hits, stats.misses), (3, 3 + 2), "{policy}");
+        cache.request(1, 1, 0..3);
+        (0..3).for_each(|expert| check(&cache, (1, expert)));
+        assert_eq!(cache.stats().misses, 5 + 3, "{policy}: each of a batch that fits is read once");
+    }
 }
 
 #[test]
@@ -137,13 +160,13 @@ fn a_short_read_is_one_error_and_the_next_try_reads_again() {
     }
     check(&cache, (0, 0));
     // Requested together by a pass that was told of only one of them.
-    cache.request(LAYERS - 1, 0..2);
+    cache.request(LAYERS - 1, 1, 0..2);
     cache.acquire((LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
     // Same inode, contents back.
     use std::io::Write;
     OpenOptions::new().write(true).open(&path).unwrap().write_all(&whole).unwrap();
     for expert in 0..2 {
-        cache.request(LAYERS - 1, std::iter::once(expert));
+        cache.request(LAYERS - 1, 1, std::iter::once(expert));
         check(&cache, (LAYERS - 1, expert));
     }
 }

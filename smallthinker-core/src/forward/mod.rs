@@ -117,7 +117,7 @@ impl Pass<'_> {
     fn layer(&mut self, layer: usize, n: usize, kv: &mut KvCache, s: &mut Scratch) -> Result<()> {
         let (h, w) = (self.h, &self.weights.layers[layer]);
         self.route(layer, w, s)?;
-        self.cache.request(layer, s.choices.iter().map(|c| c.expert));
+        self.cache.request(layer, n, s.choices.iter().map(|c| c.expert));
         self.clock.lap(Stage::Router);
         self.attention(layer, w, n, kv, s)?;
         self.add(&mut s.x, &s.delta)?;

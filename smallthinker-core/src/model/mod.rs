@@ -15,7 +15,7 @@ use log::{info, warn};
 
 use crate::budget::{Budget, Lease};
 use crate::chat::ChatTemplate;
-use crate::experts::{ExpertCache, ExpertStats};
+use crate::experts::{CachePolicy, ExpertCache, ExpertStats};
 use crate::forward::kv_cache::KvType;
 use crate::gguf::{Gguf, Source};
 use crate::kernels::Kernels;
@@ -68,6 +68,7 @@ pub(crate) struct Inner {
     plan: Plan,
     /// Tells apart models whose sessions must not be mixed.
     pub(crate) fingerprint: u64,
+    cache_policy: CachePolicy,
     pub(crate) chunk: usize,
     pub(crate) kv_type: KvType,
     pub(crate) context_length: usize,
@@ -92,6 +93,8 @@ pub struct ModelStats {
     pub budget_used: u64,
     /// The expert cache since the model was opened.
     pub experts: ExpertStats,
+    /// What the expert cache evicts.
+    pub cache_policy: CachePolicy,
     /// Whether decode skips inactive neurons in the up projections of all layers.
     pub sparse_up: bool,
     /// Whether decode skips inactive neurons in the down projections of all layers.
@@ -156,7 +159,8 @@ impl Model {
         let weights = weights::load(&gguf, &h, &options.cancel, &mut loaded)?;
         let fingerprint = fingerprint(&gguf, &h, &weights);
         let source = Arc::clone(gguf.source());
-        let cache = ExpertCache::new(index, Arc::clone(&source), slots as usize, READERS)?;
+        let cache =
+            ExpertCache::new(index, Arc::clone(&source), slots as usize, options.cache_policy, READERS)?;
         if plan.fits() {
             cache.preload(&options.cancel, &mut loaded)?;
         }
@@ -177,6 +181,7 @@ impl Model {
                 budget,
                 plan,
                 fingerprint,
+                cache_policy: options.cache_policy,
                 chunk,
                 kv_type: options.kv_type,
                 context_length,
@@ -245,6 +250,7 @@ impl Model {
             budget: m.budget.limit(),
             budget_used: m.budget.used(),
             experts: m.cache.stats(),
+            cache_policy: m.cache_policy,
             sparse_up: m.cache.index().layers.iter().all(LayerExperts::sparse_up),
             sparse_down: m.cache.index().layers.iter().all(LayerExperts::sparse_down),
         }

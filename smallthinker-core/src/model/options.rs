@@ -1,7 +1,7 @@
 //! How to open a model.
 
 use crate::model::hparams::{Gating, Hparams};
-use crate::{CancelFlag, Error, KvType, Result};
+use crate::{CachePolicy, CancelFlag, Error, KvType, Result};
 
 /// Told the bytes loaded so far and in all.
 pub type Progress = Box<dyn FnMut(u64, u64) + Send>;
@@ -24,6 +24,8 @@ pub struct ModelOptions {
     pub kv_type: KvType,
     /// Positions evaluated at once during prefill, 1 to 8192. Default 512. Does not change any result.
     pub chunk: Option<usize>,
+    /// What the expert cache evicts under a budget that does not hold all experts. Does not change any result.
+    pub cache_policy: CachePolicy,
     /// Router weights, where the file says it wrongly or not at all.
     pub gating: Option<Gating>,
     /// Called while loading.

@@ -87,6 +87,7 @@ class Model:
         chunk: int | None = None,
         kv_type: Literal["f16", "f32", "q8_0"] = "f16",
         gating: Literal["softmax", "sigmoid"] | None = None,
+        cache_policy: Literal["lru", "cyclic"] | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Model: ...
     def generate(

@@ -68,6 +68,7 @@ class ModelStats(TypedDict):
     budget: int
     budget_used: int
     expert_cache: ExpertCacheStats
+    cache_policy: str
     sparse_up: bool
     sparse_down: bool
 

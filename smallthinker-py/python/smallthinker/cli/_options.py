@@ -23,6 +23,9 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     group.add_argument("--context-length", type=int, metavar="N", help="positions at most (default: the model's)")
     group.add_argument("--kernels", metavar="NAME", help="kernel set (default: the best for this CPU)")
     group.add_argument("--kv-type", choices=("f16", "f32", "q8_0"), help="elements of the KV cache (default: f16)")
+    group.add_argument(
+        "--cache-policy", metavar="NAME", help="what to evict if the budget does not hold all experts: lru or cyclic"
+    )
 
 
 def load(args: argparse.Namespace) -> Model:
@@ -34,6 +37,7 @@ def load(args: argparse.Namespace) -> Model:
             memory_budget=args.memory_budget,
             context_length=args.context_length,
             kernels=args.kernels,
+            cache_policy=args.cache_policy,
             **({"kv_type": args.kv_type} if args.kv_type else {}),
             progress=progress,
         )
