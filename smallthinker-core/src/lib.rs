@@ -2,7 +2,8 @@
 //!
 //! The way of the data: file → [`gguf`] → [`Model`] (hyperparameters, resident weights, expert index) →
 //! forward pass (router → expert requests → attention → experts → head) → logits → [`sample`] →
-//! [`Session`] → text. A model is immutable and shared; a session is one conversation.
+//! [`Session`] → text. A model is immutable and shared; a session is one conversation. Beside that way:
+//! [`mod@bench`], [`convert`], and [`routing`], which records expert choices and replays them against cache policies.
 //!
 //! ```no_run
 //! use smallthinker_core::{GenerateOptions, Model};
@@ -41,6 +42,7 @@ mod session;
 
 pub mod bench;
 pub mod convert;
+pub mod routing;
 
 pub use cancel::CancelFlag;
 pub use chat::Message;

@@ -52,6 +52,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) clock: Clock,
     /// Whether decode tells the time of gate from that of up, which costs a look at the clock per task.
     pub(crate) detailed: bool,
+    /// The chosen experts of all layers so far, where they are recorded.
+    pub(crate) routing: Option<Vec<u32>>,
 }
 
 /// Whose logits a pass should make.
@@ -155,6 +157,7 @@ impl Pass<'_> {
             }
             Ok(())
         })?;
+        self.routing.iter_mut().for_each(|all| all.extend(s.choices.iter().map(|c| c.expert as u32)));
         self.clock.bytes(Stage::Router, w.router.bytes());
         Ok(())
     }

@@ -53,7 +53,7 @@ pub struct Model {
 }
 
 pub(crate) struct Inner {
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     name: Option<String>,
     pub(crate) h: Hparams,
     pub(crate) weights: Weights,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::experts::ExpertStats;
 use crate::forward::clock::StageTimes;
 use crate::forward::{Pass, Want};
+use crate::routing::PassKind;
 use crate::sample::{Sampler, SamplingParams, TokenLogprobs, top_logprobs};
 use crate::session::{GenerationStats, Session};
 use crate::tokenizer::{DecodeStream, StopMatcher};
@@ -239,7 +240,8 @@ impl Generator {
             session.kv.truncate(session.tokens.len() - 1);
         }
         let began = Instant::now();
-        let done = session.evaluate_pending(Want::Last)?;
+        let kind = if prefill { PassKind::Prompt } else { PassKind::Decode };
+        let done = session.evaluate_pending(Want::Last, kind)?;
         if prefill {
             self.stats.cached_tokens = self.stats.prompt_tokens.saturating_sub(done.tokens);
             self.stats.prefill_time = began.elapsed();

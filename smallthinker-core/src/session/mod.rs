@@ -13,6 +13,7 @@ use crate::forward::clock::{Clock, StageTimes};
 use crate::forward::kv_cache::KvCache;
 use crate::forward::{Pass, Scratch, Want};
 use crate::model::{Model, scratch_bytes};
+use crate::routing::{PassKind, Trace};
 use crate::tokenizer::Specials;
 use crate::{Error, Result};
 
@@ -31,6 +32,7 @@ pub struct Session {
     logits: Vec<f32>,
     cancel: CancelFlag,
     detailed: bool,
+    routing: Option<Trace>,
     _lease: Lease,
 }
 
@@ -55,6 +57,7 @@ impl Session {
             logits: Vec::new(),
             cancel: CancelFlag::new(),
             detailed: false,
+            routing: None,
             _lease: lease,
             model,
         })
@@ -82,6 +85,21 @@ impl Session {
     /// always give both together.
     pub fn set_detailed_timing(&mut self, on: bool) {
         self.detailed = on;
+    }
+
+    /// Records from now on which experts tokens choose, until [`take_routing`](Self::take_routing). Takes four bytes for
+    /// each expert chosen (about 1.2 kB per token of the 21B), which no budget counts. A recording in progress is begun
+    /// anew; a fork does not go on with it.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for a model with more experts than a [`Trace`] can have.
+    pub fn record_routing(&mut self) -> Result<()> {
+        self.routing = Some(Trace::of(&self.model.inner)?);
+        Ok(())
+    }
+
+    /// Ends a recording and returns it; `None` if there was none. Passes that failed are not in it.
+    pub fn take_routing(&mut self) -> Option<Trace> {
+        self.routing.take()
     }
 
     /// Obeys a flag that others share, from now on.
@@ -152,7 +170,12 @@ impl Session {
     /// starts at once.
     pub fn evaluate(&mut self) -> Result<()> {
         self.cancel.reset();
-        self.evaluate_pending(Want::None).map(|_| ())
+        self.evaluate_as(PassKind::Prompt)
+    }
+
+    /// As [`evaluate`](Self::evaluate), recorded as `kind`; obeys a cancel flag that is set already.
+    pub(crate) fn evaluate_as(&mut self, kind: PassKind) -> Result<()> {
+        self.evaluate_pending(Want::None, kind).map(|_| ())
     }
 
     /// Logits after every position of the conversation so far: `[tokens][vocab]`, in one vector.
@@ -172,7 +195,7 @@ impl Session {
             return Err(refused);
         }
         self.kv.truncate(0);
-        self.evaluate_pending(Want::All)?;
+        self.evaluate_pending(Want::All, PassKind::Prompt)?;
         Ok(std::mem::take(&mut self.logits))
     }
 
@@ -212,7 +235,7 @@ impl Session {
     }
 
     /// Evaluates what is pending, in chunks; `logits` then holds what `want` asks for.
-    fn evaluate_pending(&mut self, want: Want) -> Result<Evaluated> {
+    fn evaluate_pending(&mut self, want: Want, kind: PassKind) -> Result<Evaluated> {
         let m = &self.model.inner;
         let pending = self.tokens.get(self.kv.len()..).unwrap_or(&[]);
         let mut done = Evaluated { tokens: pending.len(), stages: StageTimes::default() };
@@ -232,10 +255,14 @@ impl Session {
                 cancel: &self.cancel,
                 clock: Clock::start(),
                 detailed: self.detailed,
+                routing: self.routing.as_ref().map(|_| Vec::new()),
             };
             let want = if want == Want::Last && i != last { Want::None } else { want };
             pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;
             done.stages.add(&pass.clock.times);
+            if let Some((trace, choices)) = self.routing.as_mut().zip(pass.routing.take()) {
+                trace.push(kind, chunk.len(), choices)?;
+            }
         }
         Ok(done)
     }
