@@ -28,7 +28,9 @@ from ._smallthinker import (
     convert,
     inspect,
     plan,
+    policies,
     profile,
+    trace,
 )
 from ._types import Message
 
@@ -53,6 +55,8 @@ __all__ = [
     "convert",
     "inspect",
     "plan",
+    "policies",
     "profile",
     "shipped_model_path",
+    "trace",
 ]

@@ -15,7 +15,9 @@ from ._types import (
     Message,
     ModelStats,
     Plan,
+    PolicyComparison,
     Profile,
+    TraceSummary,
 )
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     "convert",
     "inspect",
     "plan",
+    "policies",
     "profile",
+    "trace",
 ]
 
 __version__: str
@@ -269,3 +273,14 @@ def convert(
     type: str = "q4_0",
     progress: Callable[[int, int], object] | None = None,
 ) -> Conversion: ...
+def trace(
+    model: Model,
+    prompt: str,
+    path: str | PathLike[str],
+    *,
+    max_tokens: int = 128,
+    prompt_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> TraceSummary: ...
+def policies(path: str | PathLike[str], *, budgets: Sequence[int | str] | None = None) -> PolicyComparison: ...

@@ -204,3 +204,39 @@ class Profile(Measurement):
     prefill_tok_s: float
     decode_tok_s: float
     expert_kernels: List[ExpertKernel]
+
+
+class TraceSummary(TypedDict):
+    """What a routing trace holds. experts are those of all layers; expert_slot is the bytes of a cache slot.
+
+    expert_bytes_per_token is what a token reads without a cache.
+    """
+
+    model: str
+    layers: int
+    experts: int
+    experts_used: int
+    prompt_tokens: int
+    decode_tokens: int
+    expert_slot: int
+    expert_bytes_per_token: int
+
+
+class Replay(TypedDict):
+    """What a cache of one size would have done under one policy; figures without "prompt" are those of decode."""
+
+    policy: str
+    expert_slots: int
+    cache_bytes: int
+    hit_rate: float
+    bytes_per_token: int
+    hits: int
+    misses: int
+    prompt_hits: int
+    prompt_misses: int
+
+
+class PolicyComparison(TraceSummary):
+    """Every policy at every cache size, from the smallest on."""
+
+    replays: List[Replay]

@@ -9,9 +9,9 @@ from typing import List, Optional
 
 from .._errors import SmallThinkerError
 from .._smallthinker import __version__
-from . import bench, chat, convert, generate, inspect, plan, profile
+from . import bench, chat, convert, generate, inspect, plan, policies, profile, trace
 
-COMMANDS = (generate, chat, inspect, convert, plan, bench, profile)
+COMMANDS = (generate, chat, inspect, convert, plan, bench, profile, trace, policies)
 
 
 def parser() -> argparse.ArgumentParser:
