@@ -177,8 +177,8 @@ typedef struct st_model_options {
     void *progress_user_data;
     /// Called while loading; NULL = not called.
     st_progress_callback progress;
-    /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" or "cyclic";
-    /// NULL = the default. Does not change any result.
+    /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" (least
+    /// recently used) or "cyclic" (next use expected last); NULL = "cyclic". Does not change any result.
     const char *cache_policy;
 } st_model_options;
 

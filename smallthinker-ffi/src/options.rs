@@ -65,8 +65,8 @@ pub struct st_model_options {
     pub progress_user_data: *mut c_void,
     /// Called while loading; NULL = not called.
     pub progress: st_progress_callback,
-    /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" or "cyclic";
-    /// NULL = the default. Does not change any result.
+    /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" (least
+    /// recently used) or "cyclic" (next use expected last); NULL = "cyclic". Does not change any result.
     pub cache_policy: *const c_char,
 }
 

@@ -23,8 +23,8 @@ use crate::{dicts, errors};
 /// path None is the model that comes with the package. memory_budget (bytes, or a text such as "8GiB") covers
 /// weights, caches and buffers; None takes what the model needs, as far as the machine has it. progress is called
 /// with (done, total) bytes while loading. Other arguments change speed or limits, not results, except gating,
-/// which corrects files that state their router wrongly. cache_policy ("lru" or "cyclic") is what the expert cache
-/// evicts under a budget that does not hold all experts.
+/// which corrects files that state their router wrongly. cache_policy is what the expert cache evicts under a budget
+/// that does not hold all experts: "lru" (least recently used) or "cyclic" (next use expected last); None is "cyclic".
 #[pyclass(frozen, module = "smallthinker")]
 pub(crate) struct Model {
     pub(crate) handle: Arc<Handle>,

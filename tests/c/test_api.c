@@ -321,7 +321,7 @@ static void test_tokens(const st_model *model) {
     CHECK(stats.threads > 0 && stats.kernels[0] != '\0' && stats.budget >= stats.budget_used);
     CHECK(stats.expert_slots >= stats.expert_resident);
     CHECK(stats.sparse_up == 1 && stats.sparse_down <= 1);
-    CHECK(strcmp(stats.cache_policy, "lru") == 0 || strcmp(stats.cache_policy, "cyclic") == 0);
+    CHECK(strcmp(stats.cache_policy, "cyclic") == 0);
 }
 
 struct seen {

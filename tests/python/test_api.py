@@ -182,6 +182,7 @@ def test_stats(model):
     cache = stats["expert_cache"]
     assert cache["hits"] > 0 and cache["resident"] <= cache["slots"]
     assert model.stats()["threads"] == stats["threads"] >= 1
+    assert model.stats()["cache_policy"] == "cyclic"
     # Experts of the shipped model are Q4_0.
     assert model.stats()["sparse_up"] is model.stats()["sparse_down"] is True
 

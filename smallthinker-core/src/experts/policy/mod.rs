@@ -16,10 +16,10 @@ use crate::Error;
 #[non_exhaustive]
 pub enum CachePolicy {
     /// The expert whose last use is longest ago, the policy of the technical report.
-    #[default]
     Lru,
     /// The expert whose next use is expected last, from how often tokens chose it lately and from when its layer comes
-    /// round again.
+    /// round again. The default: it reads less and decodes faster on every trace so far.
+    #[default]
     Cyclic,
 }
 

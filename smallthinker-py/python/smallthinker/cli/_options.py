@@ -24,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     group.add_argument("--kernels", metavar="NAME", help="kernel set (default: the best for this CPU)")
     group.add_argument("--kv-type", choices=("f16", "f32", "q8_0"), help="elements of the KV cache (default: f16)")
     group.add_argument(
-        "--cache-policy", metavar="NAME", help="what to evict if the budget does not hold all experts: lru or cyclic"
+        "--cache-policy", metavar="NAME", help="what to evict if not all experts fit: lru or cyclic (default)"
     )
 
 
