@@ -84,8 +84,8 @@ pub(crate) struct Scratch {
 }
 
 impl Pass<'_> {
-    /// Evaluates `tokens` after the positions in `kv`, and appends the logits that are wanted to `logits`
-    /// (`[positions][vocab]`). On any error the cache still holds what it held.
+    /// Evaluates `tokens` after the positions in `kv`. `logits` becomes those of the last position, or gets those of all
+    /// positions appended (`[positions][vocab]`), as wanted. On any error the cache still holds what it held.
     pub(crate) fn run(
         &mut self,
         tokens: &[u32],
@@ -108,9 +108,10 @@ impl Pass<'_> {
         match want {
             Want::None => {}
             Want::Last => {
-                self.head(&s.x[(n - 1) * self.h.hidden..], &mut s.norm, &mut s.acts, &mut s.batch, logits)?
+                let x = &s.x[(n - 1) * self.h.hidden..];
+                self.head(x, &mut s.norm, &mut s.acts, &mut s.batch, 0, logits)?
             }
-            Want::All => self.head(&s.x, &mut s.norm, &mut s.acts, &mut s.batch, logits)?,
+            Want::All => self.head(&s.x, &mut s.norm, &mut s.acts, &mut s.batch, logits.len(), logits)?,
         }
         kv.advance(n);
         Ok(())

@@ -239,7 +239,9 @@ impl Session {
         let m = &self.model.inner;
         let pending = self.tokens.get(self.kv.len()..).unwrap_or(&[]);
         let mut done = Evaluated { tokens: pending.len(), stages: StageTimes::default() };
-        self.logits.clear();
+        if want != Want::Last {
+            self.logits.clear();
+        }
         let chunks = pending.chunks(m.chunk);
         let last = chunks.len().saturating_sub(1);
         for (i, chunk) in chunks.enumerate() {
