@@ -48,6 +48,7 @@ struct Queue {
 }
 
 /// The job in progress. Written only while no worker reads it.
+#[derive(Clone, Copy)]
 struct Job {
     task: Option<*const Task<'static>>,
     count: usize,
@@ -253,10 +254,10 @@ impl Shared {
             seen = epoch;
             // SAFETY: the acquire load of `epoch` saw this job's release; the publisher does not write
             // again before `running` is zero, which needs this worker's decrement below.
-            let Job { task, count, most } = unsafe { &*self.job.get() };
+            let Job { task, count, most } = unsafe { *self.job.get() };
             if let Some(task) = task {
                 // SAFETY: the publisher keeps the closure alive until `running` is zero.
-                self.drain(thread, unsafe { &**task }, *count, *most);
+                self.drain(thread, unsafe { &*task }, count, most);
             }
             self.running.fetch_sub(1, Ordering::Release);
         }

@@ -168,7 +168,7 @@ fn every_kernel_set_gives_nearly_the_same() {
 #[test]
 fn sparse_decode_and_dense_prefill_give_the_same_bits_in_every_vector_set() {
     let tokens = Random::new(7).tokens(70);
-    for (hidden, ffn) in [(64, 32), (288, 96), (256, 288)] {
+    for (hidden, ffn) in [(64, 32), (288, 96), (256, 288), (64, 1056)] {
         let spec = Spec { dtype: DType::Q4_0, hidden, ffn, window: 16, ..Default::default() };
         let fixture = Fixture::new(spec);
         let mut first: Option<(&str, Vec<f32>)> = None;

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Fixture, Random, Spec};
 use smallthinker_core::routing::{self, PassKind, RecordOptions, Replay, ReplayPolicy};
+use smallthinker_core::tensor::DType;
 use smallthinker_core::{CachePolicy, CancelFlag, Error, GenerateOptions, Model, Plan, Session};
 
 fn fixture() -> Fixture {
@@ -40,11 +41,21 @@ fn totals(replay: &Replay) -> (u64, u64, u64) {
 
 #[test]
 fn a_replay_counts_what_the_cache_did() {
-    let fixture = fixture();
+    counts_agree(&fixture());
+}
+
+/// Prompts go through several experts of these types at a time.
+#[test]
+fn a_replay_counts_what_the_cache_did_for_packed_experts() {
+    let spec = Spec { layers: 6, hidden: 64, experts: 12, top_k: 3, dtype: DType::Q4_0, ..Spec::default() };
+    counts_agree(&Fixture::new(spec));
+}
+
+fn counts_agree(fixture: &Fixture) {
     let mut rates = Vec::new();
     for policy in CachePolicy::ALL {
         for (slots, chunk) in [(7, None), (20, Some(1)), (20, Some(4)), (50, None)] {
-            let model = open(&fixture, policy, slots, chunk);
+            let model = open(fixture, policy, slots, chunk);
             let slots = model.plan().expert_slots as usize;
             assert!(slots < 72, "all experts fit");
             let mut session = model.session().unwrap();

@@ -30,24 +30,20 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Makes `logits`, from `at` on, the logits of the rows of `x` (final residuals).
-    #[allow(clippy::too_many_arguments)]
+    /// `logits` = those of the rows of `x` (final residuals).
     pub(super) fn head(
         &mut self,
         x: &[f32],
         norm: &mut Vec<f32>,
         acts: &mut Acts,
         batch: &mut Batch,
-        at: usize,
-        logits: &mut Vec<f32>,
+        logits: &mut [f32],
     ) -> Result<()> {
         let head = &self.weights.head;
         self.norm(x, &self.weights.output_norm, norm)?;
         self.quantize(norm, self.h.hidden, Forms::of(&[head.dtype]), acts)?;
         self.clock.lap(Stage::Norm);
-        // Where they had this length before, nothing is filled: all of it will be overwritten.
-        logits.resize(at + acts.tokens() * head.rows, 0.0);
-        linear(self.team, self.kernels, &[head.view()], acts, batch, &mut logits[at..])?;
+        linear(self.team, self.kernels, &[head.view()], acts, batch, logits)?;
         self.clock.lap(Stage::Head);
         self.clock.bytes(Stage::Head, head.bytes());
         Ok(())

@@ -19,19 +19,9 @@ const TILE_ROWS: usize = 64;
 const TILE_TOKENS: usize = BLOCK / TILE_ROWS;
 /// Rows that packed weights are unpacked by.
 const PANEL: usize = 16;
-/// Rows of weights that a thread reads at a time at least: few enough that threads finish together.
-const UNIT: usize = 16;
-/// Decode tasks per thread: enough to even out a thread that was held up, few enough to keep reads long.
-const TASKS_PER_THREAD: usize = 16;
-
-/// How many output columns a task takes when `width` of them are made for `tokens` vectors.
-pub(crate) fn columns_per_task(team: &Team<'_>, width: usize, tokens: usize) -> usize {
-    match tokens {
-        0 | 1 => width.div_ceil(team.threads() * TASKS_PER_THREAD).next_multiple_of(16),
-        _ => TILE_ROWS,
-    }
-}
-
+/// Rows of weights that a thread reads at a time at least, of those for a single vector: few enough that threads
+/// finish together.
+pub(super) const UNIT: usize = 16;
 /// Buffers for products with many vectors, kept between calls.
 #[derive(Default)]
 pub(crate) struct Batch {
@@ -99,7 +89,6 @@ pub(crate) fn linear(
     out: &mut [f32],
 ) -> Result<()> {
     let width = matrices.iter().map(|m| m.rows).sum();
-    let columns = columns_per_task(team, width, xs.tokens());
     let packed = |m: &Matrix<'_>| m.layout != Layout::Rows;
     // Whatever lies by neuron has no product with single vectors here.
     let one_by_one = xs.has_lanes() && matrices.iter().all(|m| m.layout != Layout::Neurons);
@@ -143,7 +132,7 @@ pub(crate) fn linear(
     if xs.tokens() == 1 {
         return runs(team, out, width, (UNIT, usize::MAX), &task);
     }
-    tiles(team, out, width, (tokens, columns), &task)
+    tiles(team, out, width, (tokens, TILE_ROWS), &task)
 }
 
 /// A packed matrix as the source of panels.

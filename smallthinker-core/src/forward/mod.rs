@@ -108,10 +108,16 @@ impl Pass<'_> {
         match want {
             Want::None => {}
             Want::Last => {
+                // Of the same length as before, as a rule: nothing to fill.
+                logits.resize(self.h.vocab, 0.0);
                 let x = &s.x[(n - 1) * self.h.hidden..];
-                self.head(x, &mut s.norm, &mut s.acts, &mut s.batch, 0, logits)?
+                self.head(x, &mut s.norm, &mut s.acts, &mut s.batch, logits)?
             }
-            Want::All => self.head(&s.x, &mut s.norm, &mut s.acts, &mut s.batch, logits.len(), logits)?,
+            Want::All => {
+                let at = logits.len();
+                logits.resize(at + n * self.h.vocab, 0.0);
+                self.head(&s.x, &mut s.norm, &mut s.acts, &mut s.batch, &mut logits[at..])?
+            }
         }
         kv.advance(n);
         Ok(())

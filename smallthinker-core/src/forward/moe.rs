@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::experts::ExpertSlot;
 use crate::forward::clock::Stage;
-use crate::forward::linear::{Batch, columns_per_task};
+use crate::forward::linear::{Batch, UNIT};
 use crate::forward::neurons::{self, NEURONS, Neurons};
 use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_batch};
@@ -102,7 +102,7 @@ fn one_token(
             out.map_or(Ok(()), |out| kernels.down_tile(dtype, bytes, neurons, out))
         })?;
         for (choice, out) in choices.iter().zip(s.down.chunks_exact(width)) {
-            add_scaled(y, choice.weight, &out[..hidden]);
+            kernels.add_scaled(y, choice.weight, &out[..hidden])?;
         }
         let touched: usize = blocks.iter().map(|b| b.bytes(dtype)).sum();
         pass.clock.bytes(Stage::Down, (touched * (width / TILE)) as u64);
@@ -115,7 +115,7 @@ fn one_token(
     }
     s.neurons.set(kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
     let neurons = &s.neurons;
-    tiles(team, y, hidden, (1, columns_per_task(team, hidden, 1)), &|tile| {
+    runs(team, y, hidden, (UNIT, usize::MAX), &|tile| {
         let rows = tile.cols();
         let mut block = [0.0f32; 256];
         for (i, y) in tile.row(0).chunks_mut(block.len()).enumerate() {
@@ -124,7 +124,7 @@ fn one_token(
             for (e, (slot, choice)) in slots.iter().zip(choices).enumerate() {
                 let bytes = slot.matrix(&parts.down).file_rows(from, from + out.len());
                 kernels.matvec(parts.down.dtype, bytes, parts.down.cols, neurons.row(e), out)?;
-                add_scaled(y, choice.weight, out);
+                kernels.add_scaled(y, choice.weight, out)?;
             }
         }
         Ok(())
@@ -132,8 +132,4 @@ fn one_token(
     pass.clock.bytes(Stage::Down, choices.len() as u64 * parts.down.slot_bytes as u64);
     pass.clock.lap(Stage::Down);
     Ok(())
-}
-
-pub(super) fn add_scaled(y: &mut [f32], w: f32, x: &[f32]) {
-    y.iter_mut().zip(x).for_each(|(y, x)| *y += w * x);
 }

@@ -4,7 +4,7 @@
 use crate::experts::ExpertSlot;
 use crate::forward::clock::Stage;
 use crate::forward::linear::linear;
-use crate::forward::moe::{MoeScratch, add_scaled};
+use crate::forward::moe::MoeScratch;
 use crate::forward::neurons::NEURONS;
 use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_packed};
@@ -65,7 +65,7 @@ pub(super) fn by_expert(
                 s.down.resize(n * down.rows, 0.0);
                 linear(team, kernels, &[down], &s.neurons, &mut s.batch, &mut s.down)?;
                 for ((t, w), out) in users.iter().zip(s.down.chunks_exact(down.rows)) {
-                    add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out);
+                    kernels.add_scaled(&mut y[t * down.rows..(t + 1) * down.rows], *w, out)?;
                 }
             }
         }
@@ -115,7 +115,9 @@ fn sparse_down(
         let users = users.iter().zip(blocks.chunks_exact(per_token.max(1)));
         for ((t, w), blocks) in users.filter(|((t, _), _)| tokens.contains(t)) {
             kernels.down_tile(down.dtype, bytes, blocks, &mut out)?;
-            add_scaled(tile.row(*t), *w, &out);
+            // The last tile may have fewer outputs.
+            let y = tile.row(*t);
+            kernels.add_scaled(y, *w, &out[..y.len()])?;
         }
         Ok(())
     })
@@ -149,7 +151,7 @@ fn down_by_neuron(
                 dequantize(m.dtype, &weights.file_rows(n, n + 1)[from..to], &mut row)?;
                 kernels.axpy_f32(&mut sum, value, &row)?;
             }
-            add_scaled(tile.row(*t), *w, &sum);
+            kernels.add_scaled(tile.row(*t), *w, &sum)?;
         }
         Ok(())
     })

@@ -1,5 +1,5 @@
 //! Experts with packed weights for many tokens, some experts at a time: together they have enough work for all
-//! threads, who then wait for each other twice per group, not for every expert.
+//! threads, who then wait for each other three times per group, not per expert.
 
 use std::iter::repeat;
 use std::ops::Range;

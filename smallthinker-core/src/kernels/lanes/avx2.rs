@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{LaneGroup, LaneMatrix, LanesJob, Row};
-use crate::kernels::avx2::{half_scales_at, load, load_f32, prefetch, sum};
+use crate::kernels::avx2::{half_scales_at, load, load_f32, prefetch, prefetch_line, sum};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
 /// How many rows ahead of the arithmetic weights are requested from memory.
@@ -26,14 +26,7 @@ fn row(matrix: &LaneMatrix<'_>, (codes, scales): Row<'_>, ahead: Option<usize>, 
     let mut acc = _mm256_setzero_ps();
     for (g, ((codes, scales), x)) in codes.iter().zip(scales).zip(x).enumerate() {
         let (offset, scale) = (load(&x.offset), load_f32(&x.scale));
-        if let Some(at) = ahead {
-            prefetch(matrix.codes.as_ptr().wrapping_add(at + g));
-            if g % 4 == 0 {
-                prefetch(
-                    matrix.scales.as_ptr().cast::<[u8; 64]>().wrapping_byte_add((at + g) * GROUP_SCALES),
-                );
-            }
-        }
+        request(matrix, ahead, g);
         // Eight products of pairs per 16-bit lane: at most 8 · 2 · 15 · 127 = 30480, no overflow.
         let mut pairs = _mm256_setzero_si256();
         for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
@@ -53,9 +46,21 @@ fn row(matrix: &LaneMatrix<'_>, (codes, scales): Row<'_>, ahead: Option<usize>, 
 /// Quad `k` of all eight blocks.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quad(x: &LaneGroup, k: usize) -> __m256i {
+pub(super) fn quad(x: &LaneGroup, k: usize) -> __m256i {
     match x.q.get(k).and_then(|quad| quad.as_flattened().first_chunk::<32>()) {
         Some(quad) => load(quad),
         None => _mm256_setzero_si256(),
+    }
+}
+
+/// Asks for group `g` of a row that will be multiplied soon, whose first group has the number `first`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn request(matrix: &LaneMatrix<'_>, first: Option<usize>, g: usize) {
+    let Some(first) = first else { return };
+    prefetch(matrix.codes.as_ptr().wrapping_add(first + g));
+    // A line has the scales of four groups.
+    if g.is_multiple_of(4) {
+        prefetch_line(matrix.scales.as_ptr().wrapping_add(first + g));
     }
 }

@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::request;
 use super::{LaneGroup, LaneMatrix, LanesJob, Row};
-use crate::kernels::avx2::{half_scales_at, load, load_f32, prefetch, sum};
+use crate::kernels::avx2::{half_scales_at, load, load_f32, sum};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
 /// How many rows ahead of the arithmetic weights are requested from memory.
@@ -28,14 +29,7 @@ fn row(matrix: &LaneMatrix<'_>, (codes, scales): Row<'_>, ahead: Option<usize>, 
         let [q0, q1, q2, q3] = x.q.as_flattened().as_flattened().as_chunks::<64>().0 else { break };
         let q = [load_512(q0), load_512(q1), load_512(q2), load_512(q3)];
         let (offset, scale) = (_mm512_zextsi256_si512(load(&x.offset)), load_f32(&x.scale));
-        if let Some(at) = ahead {
-            prefetch(matrix.codes.as_ptr().wrapping_add(at + g));
-            if g % 4 == 0 {
-                prefetch(
-                    matrix.scales.as_ptr().cast::<[u8; 64]>().wrapping_byte_add((at + g) * GROUP_SCALES),
-                );
-            }
-        }
+        request(matrix, ahead, g);
         let [a, b] = codes.as_chunks::<64>().0 else { break };
         let (a, b, nibbles) = (load_512(a), load_512(b), _mm512_set1_epi8(15));
         // Two chains of two: four products per lane, at most 16 · 15 · 127 and the offset.

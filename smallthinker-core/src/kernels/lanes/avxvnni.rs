@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::{quad, request};
 use super::{LaneGroup, LaneMatrix, LanesJob, Row};
-use crate::kernels::avx2::{half_scales_at, load, load_f32, prefetch, sum};
+use crate::kernels::avx2::{half_scales_at, load, load_f32, sum};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
 /// How many rows ahead of the arithmetic weights are requested from memory.
@@ -27,14 +28,7 @@ fn row(matrix: &LaneMatrix<'_>, (codes, scales): Row<'_>, ahead: Option<usize>, 
     let mut acc = _mm256_setzero_ps();
     for (g, ((codes, scales), x)) in codes.iter().zip(scales).zip(x).enumerate() {
         let (offset, scale) = (load(&x.offset), load_f32(&x.scale));
-        if let Some(at) = ahead {
-            prefetch(matrix.codes.as_ptr().wrapping_add(at + g));
-            if g % 4 == 0 {
-                prefetch(
-                    matrix.scales.as_ptr().cast::<[u8; 64]>().wrapping_byte_add((at + g) * GROUP_SCALES),
-                );
-            }
-        }
+        request(matrix, ahead, g);
         // Eight times four products per lane: at most 32 · 15 · 127 and the offset.
         let mut dots = offset;
         for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
@@ -47,14 +41,4 @@ fn row(matrix: &LaneMatrix<'_>, (codes, scales): Row<'_>, ahead: Option<usize>, 
         acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), step, acc);
     }
     sum(acc)
-}
-
-/// Quad `k` of all eight blocks.
-#[inline]
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-fn quad(x: &LaneGroup, k: usize) -> __m256i {
-    match x.q.get(k).and_then(|quad| quad.as_flattened().first_chunk::<32>()) {
-        Some(quad) => load(quad),
-        None => _mm256_setzero_si256(),
-    }
 }

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Replays, prints and draws."""
     found = policies(args.trace, budgets=args.budgets)
     if args.plot is not None:
-        Path(args.plot).write_text(plot(found), encoding="utf-8")
+        write(Path(args.plot), plot(found))
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
@@ -41,6 +41,17 @@ def run(args: argparse.Namespace) -> int:
     print(f"{found['experts_used']} experts per layer and token: {size(found['expert_bytes_per_token'])} without a cache\n")
     table(found)
     return 0
+
+
+def write(path: Path, content: str) -> None:
+    """Writes a file that appears when it is complete."""
+    begun = path.with_name(path.name + ".part")
+    try:
+        begun.write_text(content, encoding="utf-8")
+        begun.replace(path)
+    except OSError:
+        begun.unlink(missing_ok=True)
+        raise
 
 
 def by_policy(found: PolicyComparison) -> Dict[str, List[Replay]]:
