@@ -24,8 +24,8 @@ pub(crate) struct Arena {
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// Keeps the pages; never dereferenced after construction.
-    _map: MmapMut,
+    /// Keeps the pages; its bytes are reached through slabs only.
+    map: MmapMut,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; access goes through slabs, which are disjoint.
@@ -42,7 +42,7 @@ impl Arena {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let base = NonNull::new(map.as_mut_ptr()).ok_or_else(refuse)?;
-        Ok(Arena { map: Arc::new(Mapping { base, len: bytes, _map: map }), used: 0 })
+        Ok(Arena { map: Arc::new(Mapping { base, len: bytes, map }), used: 0 })
     }
 
     /// Bytes that a slab of `len` bytes takes from an arena.
@@ -59,7 +59,7 @@ impl Arena {
         // SAFETY: used + len <= map.len, so the pointer stays inside the mapping.
         let base = unsafe { self.map.base.add(self.used) };
         self.used = end;
-        Some(Slab { base, len, _map: Arc::clone(&self.map) })
+        Some(Slab { base, len, map: Arc::clone(&self.map) })
     }
 }
 
@@ -67,13 +67,33 @@ impl Arena {
 pub(crate) struct Slab {
     base: NonNull<u8>,
     len: usize,
-    _map: Arc<Mapping>,
+    map: Arc<Mapping>,
 }
 
 // SAFETY: a slab owns its bytes alone (ranges are handed out once), like a Box<[u8]>.
 unsafe impl Send for Slab {}
 // SAFETY: shared access only reads; writing needs `&mut Slab`.
 unsafe impl Sync for Slab {}
+
+impl Slab {
+    /// Gives the memory back to the system; what was in it is zero from now on, and takes memory again once it is
+    /// written.
+    pub(crate) fn discard(&mut self) {
+        #[cfg(target_os = "linux")]
+        {
+            // Whole pages only: those at the ends are shared with the neighbours.
+            const PAGE: usize = 4096;
+            let from = (self.base.as_ptr() as usize).wrapping_sub(self.map.base.as_ptr() as usize);
+            let (first, end) = (from.next_multiple_of(PAGE), (from + self.len) / PAGE * PAGE);
+            if first < end {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                // SAFETY: the pages belong to this slab alone, which is borrowed mutably; zeros are as good as any bytes.
+                let _ = unsafe { self.map.map.unchecked_advise_range(advice, first, end - first) };
+            }
+        }
+        // Where the system keeps them, nothing is lost but memory.
+    }
+}
 
 impl Deref for Slab {
     type Target = [u8];
@@ -134,6 +154,18 @@ impl<T: AnyBits> DerefMut for SlabOf<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn discarding_a_slab_leaves_its_neighbours_alone() {
+        let mut arena = Arena::new(Arena::footprint(10_000) * 3, "test").unwrap();
+        let mut slabs: Vec<Slab> = (0..3).map(|_| arena.take(10_000).unwrap()).collect();
+        slabs.iter_mut().for_each(|s| s.fill(7));
+        slabs[1].discard();
+        assert!(slabs[0].iter().chain(slabs[2].iter()).all(|&b| b == 7));
+        assert!(cfg!(not(target_os = "linux")) || slabs[1].contains(&0));
+        slabs[1].fill(8);
+        assert!(slabs[1].iter().all(|&b| b == 8));
+    }
 
     #[test]
     fn slabs_are_disjoint_aligned_and_bounded() {

@@ -44,10 +44,20 @@ pub mod bench;
 pub mod convert;
 pub mod routing;
 
+// Tests of the whole engine over storage that fails.
+#[cfg(test)]
+extern crate self as smallthinker_core;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+#[allow(clippy::field_reassign_with_default)] // elsewhere there is no other way
+#[path = "../tests/common/mod.rs"]
+mod test_models;
+
 pub use cancel::CancelFlag;
 pub use chat::Message;
 pub use error::{Error, ErrorKind, Result};
-pub use experts::{CachePolicy, ExpertStats};
+pub use experts::{CachePolicy, ExpertStats, LookAheadStats};
 pub use forward::clock::{Stage, StageTimes};
 pub use forward::kv_cache::KvType;
 pub use model::{

@@ -15,6 +15,8 @@ fn fixture() -> Fixture {
 fn open(fixture: &Fixture, policy: CachePolicy, slots: u64, chunk: Option<usize>) -> Model {
     fixture.open_with(|o| {
         (o.cache_policy, o.chunk, o.context_length) = (policy, chunk, Some(128));
+        // Reads for guesses are not part of a trace.
+        o.look_ahead = Some(false);
         let Plan { floor, expert_slot, .. } = Model::plan_for(&fixture.path, o).unwrap();
         let mut budgets = (0..).map(|i| floor + i * expert_slot / 2);
         o.memory_budget = budgets.find(|budget| {

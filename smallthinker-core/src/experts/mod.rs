@@ -5,65 +5,164 @@
 //! reader that fills them, or the cache, which lends them out for reading. So an expert that is not fully
 //! read can't be computed with, by construction.
 
+//!
+//! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots) → this file
+//! (what a pass sees); `policy` says what to evict, `stats` what happened.
+
 pub(crate) mod policy;
+mod queue;
 mod readers;
 mod slot;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::budget::{Budget, Lease, Reserve};
 use crate::cancel::CancelFlag;
-use crate::gguf::Source;
+use crate::gguf::{Reads, Source};
 use crate::model::expert_index::ExpertIndex;
 use crate::{Error, Result};
 
 pub use policy::CachePolicy;
-use readers::{Readers, Wanted};
+use queue::Urgency;
+use readers::Readers;
 use slot::{Entry, State};
 pub(crate) use slot::{ExpertId, ExpertSlot};
-pub use stats::ExpertStats;
+pub use stats::{ExpertStats, LookAheadStats};
 
 /// How often a waiting thread looks at its cancel flag.
 const POLL: Duration = Duration::from_millis(20);
+
+/// How a cache works, as opposed to what it holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheOptions {
+    /// Slots at first.
+    pub(crate) slots: usize,
+    /// Slots at least, whatever others want.
+    pub(crate) least: usize,
+    /// What it evicts.
+    pub(crate) policy: CachePolicy,
+    /// Threads that read.
+    pub(crate) readers: usize,
+    /// Whether they read through the system's page cache even if there is no slot for every expert.
+    pub(crate) buffered: bool,
+}
 
 /// The cache. Forward passes take turns (see `Pool::team`), so at most one of them holds slots at a time
 /// and a budget of `top_k` slots can always make progress.
 pub(crate) struct ExpertCache {
     shared: Arc<Shared>,
-    readers: Readers,
+    _readers: Readers,
 }
 
 /// What the cache and its readers share.
 struct Shared {
     index: ExpertIndex,
     source: Arc<Source>,
+    buffered: bool,
+    /// Whether there is a slot for every expert.
+    complete: AtomicBool,
+    /// Slots that the cache would like to have.
+    wanted: AtomicUsize,
+    /// Slots that it can't do without.
+    least: usize,
+    /// What the slots take of the budget.
+    lease: Mutex<Lease>,
+    budget: Arc<Budget>,
     state: Mutex<State>,
+    /// There is something to read, or never again.
+    work: Condvar,
     /// An entry became ready or failed.
     changed: Condvar,
 }
 
 impl Shared {
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the number of slots, and what they take of the budget: first what is given, then what is taken. Waits for
+    /// reads in progress and for experts that are held.
+    fn resize(&self, lease: &mut Lease, slots: usize) -> Result<()> {
+        let bytes = (slots as u64).saturating_mul(self.index.slot_bytes as u64);
+        if bytes > lease.bytes() {
+            lease.resize("expert slots", bytes)?;
+        }
+        self.complete.store(slots >= self.index.experts(), Ordering::Relaxed);
+        let mut state = self.lock();
+        while !state.resize(slots, &self.index)? {
+            let woken = self.changed.wait_timeout(state, POLL);
+            state = woken.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        }
+        drop(state);
+        lease.resize("expert slots", bytes)
+    }
+
+    fn reads(&self) -> Reads {
+        let cached = self.buffered || self.complete.load(Ordering::Relaxed);
+        if cached { Reads::Cached } else { Reads::Direct }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts loading an absent expert that was chosen; returns whether it could.
+    fn load_chosen(&self, state: &mut State, id: ExpertId, urgency: Urgency) -> bool {
+        let loads = state.load(id, urgency);
+        if loads {
+            state.stats.misses += 1;
+            self.work.notify_all();
+        }
+        loads
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExpertCache").field("slots", &self.lock().slots).finish_non_exhaustive()
+    }
+}
+
+/// Slots make room for sessions, whose needs come first: with fewer slots, more is read.
+impl Reserve for Shared {
+    fn give_back(&self, bytes: u64) -> bool {
+        let mut lease = self.lease();
+        let slot = (self.index.slot_bytes as u64).max(1);
+        let slots = lease.bytes().saturating_sub(bytes) / slot;
+        slots >= self.least as u64
+            && lease.bytes() >= bytes
+            && self.resize(&mut lease, slots as usize).is_ok()
     }
 }
 
 impl ExpertCache {
-    /// A cache of `slots` slots, filled by `readers` threads.
+    /// A cache of the experts in `index`, read from `source`; its slots are part of `budget`.
     pub(crate) fn new(
         index: ExpertIndex,
         source: Arc<Source>,
-        slots: usize,
-        policy: CachePolicy,
-        readers: usize,
+        options: CacheOptions,
+        budget: &Arc<Budget>,
     ) -> Result<ExpertCache> {
-        let policy = policy.start(index.layers.len(), index.n_experts);
-        let state = State::new(slots, index.slot_bytes, policy)?;
-        let shared = Arc::new(Shared { index, source, state: Mutex::new(state), changed: Condvar::new() });
-        Ok(ExpertCache { readers: Readers::start(Arc::clone(&shared), readers)?, shared })
+        let bytes = (options.slots as u64).saturating_mul(index.slot_bytes as u64);
+        let lease = Mutex::new(budget.lease("expert slots", bytes)?);
+        let policy = options.policy.start(index.layers.len(), index.n_experts);
+        let state = Mutex::new(State::new(options.slots, &index, policy)?);
+        let (work, changed) = (Condvar::new(), Condvar::new());
+        let complete = AtomicBool::new(options.slots >= index.experts());
+        let (wanted, least, budget) = (AtomicUsize::new(options.slots), options.least, Arc::clone(budget));
+        let buffered = options.buffered;
+        let shared =
+            Shared { index, source, buffered, complete, wanted, least, lease, budget, state, work, changed };
+        let shared = Arc::new(shared);
+        let reserve: Weak<Shared> = Arc::downgrade(&shared);
+        shared.budget.set_reserve(reserve);
+        Ok(ExpertCache { _readers: Readers::start(&shared, options.readers)?, shared })
     }
 
     pub(crate) fn index(&self) -> &ExpertIndex {
@@ -71,27 +170,59 @@ impl ExpertCache {
     }
 
     /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting. `experts` are
-    /// the choices of `tokens` tokens; the pass acquires each of them in ascending order.
+    /// the choices of `tokens` tokens; the pass acquires each of them.
     pub(crate) fn request(&self, layer: usize, tokens: usize, experts: impl Iterator<Item = usize>) {
-        let n_experts = self.shared.index.n_experts;
         let mut state = self.shared.lock();
-        state.turn(layer, n_experts, tokens, experts);
-        for id in (0..n_experts).map(|expert| (layer, expert)) {
-            if state.is_awaited(id) {
-                self.request_one(&mut state, id, false);
+        state.turn(layer, self.shared.index.n_experts, tokens, experts);
+        let awaited: Vec<ExpertId> = state.awaited().collect();
+        for id in awaited {
+            // An earlier pass's failure: read again.
+            if matches!(state.entries.get(&id), Some(Entry::Failed(_))) {
+                state.entries.remove(&id);
+            }
+            match state.entries.get(&id) {
+                Some(Entry::Ready(_)) => state.stats.hits += 1,
+                Some(_) => state.stats.misses += 1,
+                None => drop(self.shared.load_chosen(&mut state, id, Urgency::Chosen)),
             }
         }
     }
 
-    /// Starts loading those of `experts` that are absent, as [`request`](Self::request) does, for a pass that has
-    /// requested all its experts and now comes to these.
-    pub(crate) fn remind(&self, layer: usize, experts: impl Iterator<Item = usize>) {
+    /// Starts loading those of the next `most` requested experts for which there was no slot before.
+    pub(crate) fn remind(&self, most: usize) {
         let mut state = self.shared.lock();
-        for expert in experts {
-            if !state.entries.contains_key(&(layer, expert)) {
-                self.request_one(&mut state, (layer, expert), false);
+        let awaited: Vec<ExpertId> = state.awaited().take(most).collect();
+        for id in awaited {
+            if !state.entries.contains_key(&id) && !self.shared.load_chosen(&mut state, id, Urgency::Chosen) {
+                return;
             }
         }
+    }
+
+    /// Starts loading those of `experts` that are absent, which a layer is expected to choose when its turn comes,
+    /// as far as slots can be had that will not be needed sooner.
+    pub(crate) fn guess(&self, layer: usize, experts: &[usize]) {
+        let mut state = self.shared.lock();
+        if state.awaited().any(|id| !state.entries.contains_key(&id)) {
+            return; // first what has been chosen
+        }
+        for id in experts.iter().map(|expert| (layer, *expert)) {
+            if !state.entries.contains_key(&id) && !state.load(id, Urgency::Guess) {
+                break;
+            }
+        }
+        drop(state);
+        self.shared.work.notify_all();
+    }
+
+    /// Whether reads go past the page cache.
+    pub(crate) fn reads_directly(&self) -> bool {
+        self.shared.reads() == Reads::Direct && self.shared.source.reads_directly()
+    }
+
+    /// Whether there is a slot for every expert.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.shared.complete.load(Ordering::Relaxed)
     }
 
     /// Slots in all.
@@ -99,50 +230,51 @@ impl ExpertCache {
         self.shared.lock().slots
     }
 
-    /// Whether the expert is here or on its way after the call.
-    fn request_one(&self, state: &mut State, id: ExpertId, urgent: bool) -> bool {
-        match state.entries.get(&id) {
-            // An earlier pass's failure: read again.
-            Some(Entry::Failed(_)) => drop(state.entries.remove(&id)),
-            Some(Entry::Loading) => return true,
-            Some(Entry::Ready(_)) => {
-                state.stats.hits += 1;
-                return true;
-            }
-            None => {}
-        }
-        let Some(bytes) = state.take_slot(id, urgent) else { return false };
-        state.entries.insert(id, Entry::Loading);
-        state.stats.misses += 1;
-        self.readers.read(Wanted { id, bytes });
-        true
-    }
-
     /// The expert's weights, waiting for its read if need be. It is not evicted while the `Arc` lives.
     pub(crate) fn acquire(&self, id: ExpertId, cancel: &CancelFlag) -> Result<Arc<ExpertSlot>> {
+        let mut found = self.acquire_any(id.0, &[id.1], cancel)?;
+        found.pop().map(|(_, slot)| slot).ok_or_else(|| Error::Internal { message: "no expert".into() })
+    }
+
+    /// Those of `experts` that are in memory, with their places in the list; waits until there is one.
+    pub(crate) fn acquire_any(
+        &self,
+        layer: usize,
+        experts: &[usize],
+        cancel: &CancelFlag,
+    ) -> Result<Vec<(usize, Arc<ExpertSlot>)>> {
         let mut waiting_since = None;
         let mut state = self.shared.lock();
         loop {
-            match state.entries.get(&id) {
-                Some(Entry::Ready(slot)) => {
-                    let slot = Arc::clone(slot);
-                    state.acquired(id);
-                    state.stats.stall +=
-                        waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                    return Ok(slot);
+            let mut found = Vec::new();
+            for (place, &expert) in experts.iter().enumerate() {
+                if let Some(Entry::Ready(slot)) = state.entries.get(&(layer, expert)) {
+                    found.push((place, Arc::clone(slot)));
+                    state.acquired((layer, expert));
                 }
-                Some(Entry::Failed(_)) => {
-                    if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
-                        return Err(error);
+            }
+            // While these are computed, the others can be read.
+            for id in experts.iter().map(|&expert| (layer, expert)) {
+                match state.entries.get(&id) {
+                    Some(Entry::Failed(_)) => {
+                        if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
+                            return Err(error);
+                        }
+                    }
+                    Some(_) => {}
+                    None => {
+                        let urgency = if found.is_empty() { Urgency::Urgent } else { Urgency::Chosen };
+                        let loads = self.shared.load_chosen(&mut state, id, urgency);
+                        if !loads && found.is_empty() && state.loading() == 0 {
+                            let message = "all expert slots are held and none is loading".into();
+                            return Err(Error::Internal { message });
+                        }
                     }
                 }
-                Some(Entry::Loading) => {}
-                None => {
-                    if !self.request_one(&mut state, id, true) && state.loading() == 0 {
-                        let message = "all expert slots are held and none is loading".into();
-                        return Err(Error::Internal { message });
-                    }
-                }
+            }
+            if !found.is_empty() || experts.is_empty() {
+                state.stats.stall += waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                return Ok(found);
             }
             cancel.check()?;
             waiting_since.get_or_insert_with(Instant::now);
@@ -154,6 +286,26 @@ impl ExpertCache {
         }
     }
 
+    /// Changes the number of slots, evicting what there is no room for. Waits for reads in progress and for experts that are
+    /// held.
+    pub(crate) fn resize(&self, slots: usize) -> Result<()> {
+        self.shared.wanted.store(slots, Ordering::Relaxed);
+        self.shared.resize(&mut self.shared.lease(), slots)
+    }
+
+    /// Takes back slots that were given up, as far as the budget allows by now.
+    pub(crate) fn regrow(&self) {
+        let shared = &*self.shared;
+        let mut lease = shared.lease();
+        let slot = (shared.index.slot_bytes as u64).max(1);
+        let (now, wanted) = (lease.bytes() / slot, shared.wanted.load(Ordering::Relaxed) as u64);
+        let slots = wanted.min(now + shared.budget.free() / slot);
+        if slots > now {
+            // If somebody was faster, there will be another time.
+            let _ = shared.resize(&mut lease, slots as usize);
+        }
+    }
+
     /// Fills the cache with every expert, in file order. For a budget that holds them all.
     pub(crate) fn preload(&self, cancel: &CancelFlag, loaded: &mut dyn FnMut(u64)) -> Result<()> {
         for layer in 0..self.shared.index.layers.len() {
@@ -161,9 +313,12 @@ impl ExpertCache {
             for ahead in [layer, layer + 1] {
                 if ahead < self.shared.index.layers.len() {
                     let mut state = self.shared.lock();
-                    for expert in 0..self.shared.index.n_experts {
-                        self.request_one(&mut state, (ahead, expert), false);
+                    for id in (0..self.shared.index.n_experts).map(|expert| (ahead, expert)) {
+                        if !state.entries.contains_key(&id) {
+                            state.load(id, Urgency::Chosen);
+                        }
                     }
+                    self.shared.work.notify_all();
                 }
             }
             for expert in 0..self.shared.index.n_experts {
@@ -172,14 +327,21 @@ impl ExpertCache {
             }
         }
         // Loading is not a generation's miss.
-        self.shared.lock().stats = ExpertStats::default();
+        let mut state = self.shared.lock();
+        state.stats = ExpertStats::default();
+        state.reading = Default::default();
         Ok(())
     }
 
     /// Counters since the model was opened, and the present fill.
     pub(crate) fn stats(&self) -> ExpertStats {
         let state = self.shared.lock();
-        ExpertStats { slots: state.slots as u64, resident: state.ready as u64, ..state.stats.clone() }
+        ExpertStats {
+            slots: state.slots as u64,
+            resident: state.ready as u64,
+            reading: state.reading.total(),
+            ..state.stats.clone()
+        }
     }
 }
 

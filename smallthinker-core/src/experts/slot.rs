@@ -4,46 +4,59 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::policy::Policy;
-use super::stats::ExpertStats;
+use super::queue::{Job, Queue, Urgency};
+use super::stats::{ExpertStats, Stopwatch};
 use crate::arena::{Arena, Slab};
-use crate::model::expert_index::ExpertMatrix;
+use crate::model::expert_index::{ExpertIndex, LayerExperts, Part};
 use crate::tensor::matrix::Matrix;
 use crate::{Error, Result};
 
 /// Layer and expert number.
 pub(crate) type ExpertId = (usize, usize);
 
+/// The memory of a slot, by part.
+pub(super) type Slot = [Slab; 3];
+
 /// The weights of one expert, complete, in memory.
 pub(crate) struct ExpertSlot {
-    bytes: Slab,
+    parts: Slot,
 }
 
 impl ExpertSlot {
-    pub(super) fn new(bytes: Slab) -> ExpertSlot {
-        ExpertSlot { bytes }
-    }
-
-    /// One of its matrices.
-    pub(crate) fn matrix(&self, m: &ExpertMatrix) -> Matrix<'_> {
-        let data = self.bytes.get(m.at..m.at + m.slot_bytes).unwrap_or(&[]);
+    /// One of its matrices; `experts` describes those of its layer.
+    pub(crate) fn matrix(&self, experts: &LayerExperts, part: Part) -> Matrix<'_> {
+        let m = experts.part(part);
+        let data = self.parts[part as usize].get(..m.slot_bytes).unwrap_or(&[]);
         Matrix { dtype: m.dtype, layout: m.layout, rows: m.rows, cols: m.cols, data }
     }
 }
 
 /// What the cache knows of an expert. No entry: absent.
 pub(super) enum Entry {
-    /// On its way; the reader owns the slot.
-    Loading,
+    /// On its way; the queue and the readers own the parts that have not arrived.
+    Loading(Loading),
     Ready(Arc<ExpertSlot>),
     /// The read failed. The first to ask gets the reason; the request after that reads again.
     Failed(Error),
+}
+
+/// An expert on its way.
+#[derive(Default)]
+pub(super) struct Loading {
+    /// What came back: with weights in it, unless something failed.
+    arrived: [Option<Slab>; 3],
+    failed: Option<Error>,
+    /// Read for a guess, not for a choice.
+    pub(super) guessed: bool,
 }
 
 /// The layer that the pass in progress has come to, and its experts that are still to be computed.
 #[derive(Default)]
 struct Awaited {
     layer: usize,
-    /// Tokens that chose each expert; 0 once it was acquired.
+    /// Tokens of the pass.
+    tokens: usize,
+    /// Of them, those that chose each expert; 0 once it was acquired.
     uses: Vec<u32>,
 }
 
@@ -55,28 +68,49 @@ impl Awaited {
 
 pub(super) struct State {
     pub(super) entries: HashMap<ExpertId, Entry>,
+    pub(super) queue: Queue,
     policy: Box<dyn Policy>,
     awaited: Awaited,
     pub(super) stats: ExpertStats,
+    /// Time during which any reader was at work.
+    pub(super) reading: Stopwatch,
+    /// Slots that are in use or free.
     pub(super) slots: usize,
     /// Entries that are [`Entry::Ready`].
     pub(super) ready: usize,
-    free: Vec<Slab>,
+    free: Vec<Slot>,
+    /// Slots of a larger budget, their memory given back.
+    retired: Vec<Slot>,
+    /// Turns of layers so far.
+    turns: u64,
+    /// When each expert was chosen last, in turns; `[layer][expert]`.
+    last_use: Vec<u64>,
+    /// Experts that were read for a guess and have not been used since.
+    guessed: Vec<ExpertId>,
+    layers: usize,
+    /// Nothing more is to be read.
+    pub(super) closed: bool,
 }
 
 impl State {
-    pub(super) fn new(slots: usize, slot_bytes: usize, policy: Box<dyn Policy>) -> Result<State> {
-        let refuse = || Error::Budget {
-            what: format!("{slots} expert slots"),
-            needed: slots as u64 * slot_bytes as u64,
-            available: 0,
-        };
-        let mut arena =
-            Arena::new(slots.checked_mul(Arena::footprint(slot_bytes)).ok_or_else(refuse)?, "expert slots")?;
-        let mut free: Vec<Slab> = std::iter::from_fn(|| arena.take(slot_bytes)).take(slots).collect();
-        free.reverse(); // handed out from the end: ascending addresses
-        let (entries, awaited, stats) = (HashMap::new(), Awaited::default(), ExpertStats::default());
-        Ok(State { entries, policy, awaited, stats, slots, ready: 0, free })
+    pub(super) fn new(slots: usize, index: &ExpertIndex, policy: Box<dyn Policy>) -> Result<State> {
+        Ok(State {
+            entries: HashMap::new(),
+            queue: Queue::default(),
+            policy,
+            awaited: Awaited::default(),
+            stats: ExpertStats::default(),
+            reading: Stopwatch::default(),
+            slots,
+            ready: 0,
+            free: new_slots(slots, index)?,
+            retired: Vec::new(),
+            turns: 0,
+            last_use: vec![0; index.layers.len() * index.n_experts],
+            guessed: Vec::new(),
+            layers: index.layers.len(),
+            closed: false,
+        })
     }
 
     /// Notes that a pass has come to a layer, and what its `tokens` tokens chose there.
@@ -87,16 +121,52 @@ impl State {
         tokens: usize,
         choices: impl Iterator<Item = usize>,
     ) {
-        self.awaited.layer = layer;
+        self.turns += 1;
+        (self.awaited.layer, self.awaited.tokens) = (layer, tokens);
         self.awaited.uses.clear();
         self.awaited.uses.resize(n_experts, 0);
         choices.for_each(|expert| self.awaited.uses[expert] += 1);
         self.policy.turn(layer, tokens, &self.awaited.uses);
+        for (expert, _) in self.awaited.uses.iter().enumerate().filter(|(_, uses)| **uses > 0) {
+            self.last_use[layer * n_experts + expert] = self.turns;
+        }
+        self.settle_guesses(layer);
     }
 
-    /// Whether the pass in progress has yet to compute the expert.
-    pub(super) fn is_awaited(&self, id: ExpertId) -> bool {
-        self.awaited.contains(id)
+    /// The layer's turn has come: what was guessed for it has proved right or wrong.
+    fn settle_guesses(&mut self, layer: usize) {
+        for id in std::mem::take(&mut self.guessed) {
+            if id.0 != layer {
+                self.guessed.push(id);
+                continue;
+            }
+            let chosen = self.awaited.contains(id);
+            match self.entries.get_mut(&id) {
+                Some(Entry::Ready(_)) if chosen => self.stats.look_ahead.on_time += 1,
+                Some(Entry::Ready(_)) => self.stats.look_ahead.wasted += 1,
+                Some(Entry::Loading(loading)) if chosen => {
+                    self.stats.look_ahead.late += 1;
+                    loading.guessed = false;
+                    self.queue.hurry(id);
+                }
+                Some(Entry::Loading(_)) => match self.queue.withdraw(id) {
+                    Some(slot) => {
+                        self.stats.look_ahead.withdrawn += 1;
+                        self.entries.remove(&id);
+                        self.policy.removed(id);
+                        self.free.push(slot);
+                    }
+                    None => self.stats.look_ahead.wasted += 1,
+                },
+                _ => {}
+            }
+        }
+    }
+
+    /// The experts that the pass in progress has yet to compute, in the order that it will.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = ExpertId> {
+        let ids = (0..self.awaited.uses.len()).map(|expert| (self.awaited.layer, expert));
+        ids.filter(|id| self.awaited.contains(*id))
     }
 
     /// Notes that the expert is being computed.
@@ -106,47 +176,137 @@ impl State {
         }
     }
 
-    /// A slot for `id`: a free one, or that of the policy's victim. None that is held or that the pass in progress
-    /// will need; but if `id` is `urgent`, that of the expert that the pass needs last.
-    pub(super) fn take_slot(&mut self, id: ExpertId, urgent: bool) -> Option<Slab> {
-        let slab = match self.free.pop() {
-            Some(slab) => slab,
-            None => self.evict(urgent)?,
-        };
+    /// Starts loading an absent expert if a slot can be had; returns whether it could.
+    pub(super) fn load(&mut self, id: ExpertId, urgency: Urgency) -> bool {
+        let Some(slot) = self.take_slot(urgency) else { return false };
         self.policy.inserted(id);
-        Some(slab)
+        let guessed = urgency == Urgency::Guess;
+        self.entries.insert(id, Entry::Loading(Loading { guessed, ..Loading::default() }));
+        if guessed {
+            self.stats.look_ahead.requested += 1;
+            self.guessed.push(id);
+        }
+        let jobs = Part::ALL.into_iter().zip(slot).map(|(part, bytes)| Job { id, part, bytes });
+        self.queue.push(jobs, urgency);
+        true
     }
 
-    fn evict(&mut self, urgent: bool) -> Option<Slab> {
-        let (entries, awaited) = (&self.entries, &self.awaited);
+    /// A slot: a free one, or that of the policy's victim.
+    fn take_slot(&mut self, urgency: Urgency) -> Option<Slot> {
+        self.free.pop().or_else(|| self.evict(urgency))
+    }
+
+    /// Takes the slot of an expert that is not held and that the pass in progress will not need, in this layer or, as far as
+    /// it has been guessed, in the next. If the need is `Urgent`, rather than none that of the expert that the pass needs
+    /// last. For what a single token is guessed to need, none that has been used within a token.
+    fn evict(&mut self, urgency: Urgency) -> Option<Slot> {
+        let (entries, awaited, guessed) = (&self.entries, &self.awaited, &self.guessed);
         // The lock is held, and clones are made only under it: a count of one stays one.
         let idle = |id: &ExpertId| match entries.get(id) {
             Some(Entry::Ready(slot)) => Arc::strong_count(slot) == 1,
             _ => false,
         };
-        let victim = self.policy.victim(&|id| idle(&id) && !awaited.contains(id)).or_else(|| {
+        // A prompt needs nearly all of a layer, so of it guesses are as good as choices.
+        let only_stale = urgency == Urgency::Guess && awaited.tokens == 1;
+        let (token_ago, n_experts) = (self.turns.saturating_sub(self.layers as u64), awaited.uses.len());
+        let stale = |&(layer, expert): &ExpertId| {
+            let last_use = self.last_use.get(layer * n_experts + expert).copied();
+            !only_stale || last_use.is_none_or(|turn| turn <= token_ago)
+        };
+        let may_go = |id| idle(&id) && !awaited.contains(id) && !guessed.contains(&id) && stale(&id);
+        let victim = self.policy.victim(&may_go).or_else(|| {
             // Experts are computed in the order of their numbers.
             let of_layer = (0..awaited.uses.len()).rev().map(|expert| (awaited.layer, expert));
-            of_layer.into_iter().find(|id| urgent && idle(id))
+            let urgent = urgency == Urgency::Urgent;
+            guessed.iter().copied().chain(of_layer).find(|id| urgent && idle(id))
         })?;
-        self.policy.removed(victim);
-        match self.entries.remove(&victim) {
+        if let Some(place) = self.guessed.iter().position(|id| *id == victim) {
+            self.guessed.swap_remove(place);
+            self.stats.look_ahead.evicted += 1;
+        }
+        self.drop_entry(victim)
+    }
+
+    /// Takes the slot of an expert that is ready and not held.
+    fn drop_entry(&mut self, id: ExpertId) -> Option<Slot> {
+        self.policy.removed(id);
+        match self.entries.remove(&id) {
             Some(Entry::Ready(slot)) => {
                 self.stats.evictions += 1;
                 self.ready -= 1;
-                Arc::into_inner(slot).map(|slot| slot.bytes)
+                Arc::into_inner(slot).map(|slot| slot.parts)
             }
             _ => None,
         }
     }
 
-    /// Takes back the slot of a failed read.
-    pub(super) fn put_back(&mut self, id: ExpertId, bytes: Slab) {
-        self.policy.removed(id);
-        self.free.push(bytes);
+    /// Takes back a part from a reader. The expert becomes ready, or failed, with the last of its parts: before, some
+    /// reader still owns some of the slot.
+    pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) {
+        let Some(Entry::Loading(loading)) = self.entries.get_mut(&job.id) else { return };
+        loading.arrived[job.part as usize] = Some(job.bytes);
+        match result {
+            Ok(read) => self.stats.bytes_read += read,
+            Err(error) => drop(loading.failed.get_or_insert(error)),
+        }
+        if loading.arrived.iter().any(Option::is_none) {
+            return;
+        }
+        let Loading { arrived: [Some(gate), Some(up), Some(down)], failed, .. } = std::mem::take(loading)
+        else {
+            return;
+        };
+        let parts = [gate, up, down];
+        let entry = match failed {
+            None => {
+                self.ready += 1;
+                Entry::Ready(Arc::new(ExpertSlot { parts }))
+            }
+            Some(error) => {
+                self.policy.removed(job.id);
+                self.guessed.retain(|id| *id != job.id);
+                self.free.push(parts);
+                Entry::Failed(error)
+            }
+        };
+        self.entries.insert(job.id, entry);
+    }
+
+    /// Brings the number of slots nearer to `wanted`; returns whether it is that now. If not, experts are held or on
+    /// their way.
+    pub(super) fn resize(&mut self, wanted: usize, index: &ExpertIndex) -> Result<bool> {
+        while self.slots > wanted {
+            let Some(mut slot) = self.take_slot(Urgency::Urgent) else { return Ok(false) };
+            slot.iter_mut().for_each(Slab::discard);
+            self.retired.push(slot);
+            self.slots -= 1;
+        }
+        let again = self.retired.len().min(wanted - self.slots);
+        let fresh = new_slots(wanted - self.slots - again, index)?;
+        self.free.extend(self.retired.drain(self.retired.len() - again..));
+        self.free.extend(fresh);
+        self.slots = wanted;
+        Ok(true)
     }
 
     pub(super) fn loading(&self) -> usize {
-        self.entries.values().filter(|e| matches!(e, Entry::Loading)).count()
+        self.entries.values().filter(|e| matches!(e, Entry::Loading(_))).count()
     }
+}
+
+/// Memory for slots.
+fn new_slots(slots: usize, index: &ExpertIndex) -> Result<Vec<Slot>> {
+    let refuse = || Error::Budget {
+        what: format!("{slots} expert slots"),
+        needed: (slots as u64).saturating_mul(index.slot_bytes as u64),
+        available: 0,
+    };
+    let mut arena = Arena::new(slots.checked_mul(index.slot_bytes).ok_or_else(refuse)?, "expert slots")?;
+    let mut slot = || {
+        let [gate, up, down] = index.part_bytes.map(|bytes| arena.take(bytes));
+        Some([gate?, up?, down?])
+    };
+    let mut slots: Vec<Slot> = std::iter::from_fn(&mut slot).take(slots).collect();
+    slots.reverse(); // handed out from the end: ascending addresses
+    Ok(slots)
 }

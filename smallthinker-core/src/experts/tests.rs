@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::gguf::{Gguf, GgufWriter};
+use crate::model::expert_index::Part;
 use crate::model::hparams::{Gating, Hparams};
 use crate::tensor::DType;
 
@@ -63,18 +64,18 @@ impl File {
             attention: Vec::new(),
         };
         let index = ExpertIndex::new(&self.gguf, &h).unwrap();
-        ExpertCache::new(index, Arc::clone(self.gguf.source()), slots, policy, 2).unwrap()
+        let options = CacheOptions { slots, least: 1, policy, readers: 2, buffered: false };
+        let budget = Budget::new(1 << 20);
+        ExpertCache::new(index, Arc::clone(self.gguf.source()), options, &budget).unwrap()
     }
 }
 
 fn check(cache: &ExpertCache, id: ExpertId) {
     let slot = cache.acquire(id, &CancelFlag::new()).unwrap();
-    for (matrix, m) in cache.index().layers[id.0].matrices().into_iter().enumerate() {
-        let expected = ((id.0 * 100 + id.1 * 10 + matrix) as f32).to_le_bytes();
-        assert!(
-            slot.matrix(m).file_rows(0, m.rows).chunks(4).all(|b| b == expected),
-            "{id:?}, matrix {matrix}"
-        );
+    for part in Part::ALL {
+        let expected = ((id.0 * 100 + id.1 * 10 + part as usize) as f32).to_le_bytes();
+        let matrix = slot.matrix(&cache.index().layers[id.0], part);
+        assert!(matrix.file_rows(0, matrix.rows).chunks(4).all(|b| b == expected), "{id:?}, {part:?}");
     }
 }
 

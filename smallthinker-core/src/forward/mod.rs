@@ -6,6 +6,7 @@ mod head;
 pub(crate) mod kv_cache;
 pub(crate) mod kv_page;
 mod linear;
+mod look_ahead;
 mod moe;
 mod moe_batch;
 mod moe_packed;
@@ -54,6 +55,10 @@ pub(crate) struct Pass<'a> {
     pub(crate) detailed: bool,
     /// The chosen experts of all layers so far, where they are recorded.
     pub(crate) routing: Option<Vec<u32>>,
+    /// Whether to read what the next layer is expected to choose.
+    pub(crate) look_ahead: bool,
+    /// That, for the layer in progress.
+    pub(crate) guess: Vec<usize>,
 }
 
 /// Whose logits a pass should make.
@@ -77,6 +82,7 @@ pub(crate) struct Scratch {
     partial: Vec<f32>,
     router: Vec<f32>,
     choices: Vec<Choice>,
+    guesses: Vec<Choice>,
     delta: Vec<f32>,
     rope: RopeTable,
     moe: MoeScratch,
@@ -130,6 +136,7 @@ impl Pass<'_> {
         self.clock.lap(Stage::Router);
         self.attention(layer, w, n, kv, s)?;
         self.add(&mut s.x, &s.delta)?;
+        self.guess_next(layer, s)?;
 
         self.norm(&s.x, &w.ffn_norm, &mut s.norm)?;
         let parts = &self.cache.index().layers[layer];
@@ -148,11 +155,19 @@ impl Pass<'_> {
     /// The router reads the raw residual, before the attention norm: its choice is known while attention
     /// still computes.
     fn route(&mut self, layer: usize, w: &LayerWeights, s: &mut Scratch) -> Result<()> {
-        let h = self.h;
+        self.apply_router(layer, s)?;
+        self.routing.iter_mut().for_each(|all| all.extend(s.choices.iter().map(|c| c.expert as u32)));
+        self.clock.bytes(Stage::Router, w.router.bytes());
+        Ok(())
+    }
+
+    /// What the router of `layer` chooses for the residual stream as it is, in `s.choices`.
+    fn apply_router(&self, layer: usize, s: &mut Scratch) -> Result<()> {
+        let (h, router) = (self.h, self.weights.layers[layer].router.view());
         let tokens = s.x.len() / h.hidden;
         s.router.resize(tokens * h.n_experts, 0.0);
         s.acts.swap_floats(&mut s.x, h.hidden);
-        let done = linear(self.team, self.kernels, &[w.router.view()], &s.acts, &mut s.batch, &mut s.router);
+        let done = linear(self.team, self.kernels, &[router], &s.acts, &mut s.batch, &mut s.router);
         s.acts.swap_floats(&mut s.x, h.hidden);
         done?;
         s.choices.resize(tokens * h.top_k, Choice { expert: 0, weight: 0.0 });
@@ -163,10 +178,7 @@ impl Pass<'_> {
                 tile.row(t).copy_from_slice(&choose(logits, h.top_k, h.gating, layer)?);
             }
             Ok(())
-        })?;
-        self.routing.iter_mut().for_each(|all| all.extend(s.choices.iter().map(|c| c.expert as u32)));
-        self.clock.bytes(Stage::Router, w.router.bytes());
-        Ok(())
+        })
     }
 
     /// Leaves `Wo · attention` in `s.delta`.

@@ -13,7 +13,8 @@ use crate::forward::{Pass, moe_batch};
 use crate::kernels::Acts;
 use crate::kernels::gemm::ActTiles;
 use crate::kernels::neurons::NeuronBlock;
-use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
+use crate::model::expert_index::{DownLayout, LayerExperts, Part};
+use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
 use crate::tiles::{runs, tiles};
 
@@ -51,7 +52,8 @@ pub(crate) fn experts(
     }
 }
 
-/// Decode: the token's experts together, so that each stage has `top_k` times the rows to share.
+/// Decode: the token's experts together, so that each stage has `top_k` times the rows to share. Those that are still
+/// being read come in a later round.
 fn one_token(
     pass: &mut Pass<'_>,
     layer: usize,
@@ -61,75 +63,132 @@ fn one_token(
     s: &mut MoeScratch,
     y: &mut [f32],
 ) -> Result<()> {
-    let acquire = |c: &Choice| pass.cache.acquire((layer, c.expert), pass.cancel);
-    let slots: Vec<Arc<ExpertSlot>> = choices.iter().map(acquire).collect::<Result<_>>()?;
-    pass.clock.lap(Stage::Wait);
-    let (team, kernels, detailed) = (pass.team, pass.kernels, pass.detailed);
     let (ffn, hidden) = (parts.gate.rows, parts.down.rows);
-    let blocks = ffn.div_ceil(NEURONS);
+    let (blocks, width) = (ffn.div_ceil(NEURONS), hidden.next_multiple_of(TILE));
+    let by_neuron = parts.down.layout == Layout::Neurons;
     s.blocks.resize(choices.len() * blocks, Neurons::default());
-    runs(team, &mut s.blocks, blocks, (1, neurons::MAX_BLOCKS), &|tile| {
-        let (e, first) = (tile.rows().start, NEURONS * tile.cols().start);
-        let [gate, up] = [&parts.gate, &parts.up].map(|m| slots[e].matrix(m));
-        neurons::compute(kernels, [&gate, &up], first, xs.row(0), detailed, tile.row(e))
-    })?;
-    let bytes_per_row = |m: &ExpertMatrix| (m.slot_bytes / m.rows.max(1)) as u64;
-    let active: usize = s.blocks.iter().map(|b| b.up_rows).sum();
-    if detailed {
-        let [gate, up] = [0, 1].map(|part| s.blocks.iter().map(|b| b.times[part]).sum::<Duration>());
-        pass.clock.lap_split([Stage::Gate, Stage::Up], gate, up);
-    } else {
-        pass.clock.lap(Stage::GateUp);
-    }
-    pass.clock.bytes(Stage::Gate, choices.len() as u64 * parts.gate.slot_bytes as u64);
-    pass.clock.bytes(Stage::Up, active as u64 * bytes_per_row(&parts.up));
-    if parts.down.layout == Layout::Neurons {
-        // One place per expert and output: which thread makes it when does not matter for the sum.
-        let dtype = parts.down.dtype;
-        let tile_bytes = blocks * neuron_block_bytes(dtype).unwrap_or(0);
-        let width = hidden.next_multiple_of(TILE);
-        s.down.resize(choices.len() * width, 0.0);
-        s.sparse.clear();
-        s.sparse.extend(s.blocks.iter().map(|b| b.packed));
-        let blocks = &s.sparse;
-        let per_expert = blocks.len() / choices.len().max(1);
-        tiles(team, &mut s.down, width, (1, TILE), &|tile| {
-            let (e, at) = (tile.rows().start, tile.cols().start / TILE * tile_bytes);
-            let down = slots[e].matrix(&parts.down);
-            let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
-            let neurons = &blocks[e * per_expert..(e + 1) * per_expert];
-            let out = tile.row(e).first_chunk_mut::<TILE>();
-            out.map_or(Ok(()), |out| kernels.down_tile(dtype, bytes, neurons, out))
-        })?;
-        for (choice, out) in choices.iter().zip(s.down.chunks_exact(width)) {
-            kernels.add_scaled(y, choice.weight, &out[..hidden])?;
+    s.down.resize(choices.len() * width, 0.0);
+    // In the order in which they arrive: places in `choices`.
+    let mut order = Vec::with_capacity(choices.len());
+    let mut slots: Vec<Arc<ExpertSlot>> = Vec::with_capacity(choices.len());
+    while order.len() < choices.len() {
+        let left: Vec<usize> = (0..choices.len()).filter(|c| !order.contains(c)).collect();
+        let experts: Vec<usize> = left.iter().map(|&c| choices[c].expert).collect();
+        let before = order.len();
+        for (place, slot) in pass.cache.acquire_any(layer, &experts, pass.cancel)? {
+            order.push(left[place]);
+            slots.push(slot);
         }
-        let touched: usize = blocks.iter().map(|b| b.bytes(dtype)).sum();
-        pass.clock.bytes(Stage::Down, (touched * (width / TILE)) as u64);
+        pass.clock.lap(Stage::Wait);
+        let here = &slots[before..];
+        let round = blocks * before..blocks * order.len();
+        gate_up(pass, parts, here, xs, &mut s.blocks[round.clone()])?;
+        if by_neuron {
+            s.sparse.clear();
+            s.sparse.extend(s.blocks[round].iter().map(|b| b.packed));
+            sparse_down(pass, parts, here, &s.sparse, &mut s.down[width * before..width * order.len()])?;
+        }
+    }
+    // Added in the order of the choices, whatever the order in which they came.
+    let place = |choice: usize| order.iter().position(|&c| c == choice).unwrap_or(choice);
+    if by_neuron {
+        for (c, choice) in choices.iter().enumerate() {
+            let out = &s.down[place(c) * width..][..hidden];
+            pass.kernels.add_scaled(y, choice.weight, out)?;
+        }
         pass.clock.lap(Stage::Down);
         return Ok(());
     }
     s.gate.clear();
-    for blocks in s.blocks.chunks_exact(blocks) {
+    for c in 0..choices.len() {
+        let blocks = &s.blocks[place(c) * blocks..][..blocks];
         s.gate.extend(blocks.iter().flat_map(|b| b.values).take(ffn));
     }
-    s.neurons.set(kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
-    let neurons = &s.neurons;
-    runs(team, y, hidden, (UNIT, usize::MAX), &|tile| {
+    let downs: Vec<Matrix<'_>> =
+        (0..choices.len()).map(|c| slots[place(c)].matrix(parts, Part::Down)).collect();
+    s.neurons.set(pass.kernels, &s.gate, ffn, parts.down.dtype.is_quantized())?;
+    dense_down(pass, &downs, choices, &s.neurons, y)
+}
+
+/// The neurons of some experts for one token.
+fn gate_up(
+    pass: &mut Pass<'_>,
+    parts: &LayerExperts,
+    slots: &[Arc<ExpertSlot>],
+    xs: &Acts,
+    out: &mut [Neurons],
+) -> Result<()> {
+    let (team, kernels, detailed) = (pass.team, pass.kernels, pass.detailed);
+    let per_expert = out.len() / slots.len().max(1);
+    runs(team, out, per_expert, (1, neurons::MAX_BLOCKS), &|tile| {
+        let (e, first) = (tile.rows().start, NEURONS * tile.cols().start);
+        let [gate, up] = [Part::Gate, Part::Up].map(|part| slots[e].matrix(parts, part));
+        neurons::compute(kernels, [&gate, &up], first, xs.row(0), detailed, tile.row(e))
+    })?;
+    if detailed {
+        let [gate, up] = [0, 1].map(|part| out.iter().map(|b| b.times[part]).sum::<Duration>());
+        pass.clock.lap_split([Stage::Gate, Stage::Up], gate, up);
+    } else {
+        pass.clock.lap(Stage::GateUp);
+    }
+    let active: usize = out.iter().map(|b| b.up_rows).sum();
+    let bytes_per_row = parts.up.slot_bytes / parts.up.rows.max(1);
+    pass.clock.bytes(Stage::Gate, slots.len() as u64 * parts.gate.slot_bytes as u64);
+    pass.clock.bytes(Stage::Up, (active * bytes_per_row) as u64);
+    Ok(())
+}
+
+/// The down projections of some experts for one token, from the weights of active neurons only. `blocks` has those of
+/// each expert; `out` becomes `[experts][outputs, padded to whole tiles]`: one place per expert and output, so that
+/// it does not matter for any sum which thread makes it when.
+fn sparse_down(
+    pass: &mut Pass<'_>,
+    parts: &LayerExperts,
+    slots: &[Arc<ExpertSlot>],
+    blocks: &[NeuronBlock],
+    out: &mut [f32],
+) -> Result<()> {
+    let (kernels, dtype) = (pass.kernels, parts.down.dtype);
+    let (per_expert, width) = (blocks.len() / slots.len().max(1), out.len() / slots.len().max(1));
+    let tile_bytes = per_expert * neuron_block_bytes(dtype).unwrap_or(0);
+    tiles(pass.team, out, width, (1, TILE), &|tile| {
+        let (e, at) = (tile.rows().start, tile.cols().start / TILE * tile_bytes);
+        let down = slots[e].matrix(parts, Part::Down);
+        let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
+        let neurons = &blocks[e * per_expert..(e + 1) * per_expert];
+        let out = tile.row(e).first_chunk_mut::<TILE>();
+        out.map_or(Ok(()), |out| kernels.down_tile(dtype, bytes, neurons, out))
+    })?;
+    let touched: usize = blocks.iter().map(|b| b.bytes(dtype)).sum();
+    pass.clock.bytes(Stage::Down, (touched * (width / TILE)) as u64);
+    pass.clock.lap(Stage::Down);
+    Ok(())
+}
+
+/// Adds the down projections of one token's experts, from all their weights, to `y`.
+fn dense_down(
+    pass: &mut Pass<'_>,
+    downs: &[Matrix<'_>],
+    choices: &[Choice],
+    neurons: &Acts,
+    y: &mut [f32],
+) -> Result<()> {
+    let kernels = pass.kernels;
+    runs(pass.team, y, y.len(), (UNIT, usize::MAX), &|tile| {
         let rows = tile.cols();
         let mut block = [0.0f32; 256];
         for (i, y) in tile.row(0).chunks_mut(block.len()).enumerate() {
             let from = rows.start + i * block.len();
             let out = &mut block[..y.len()];
-            for (e, (slot, choice)) in slots.iter().zip(choices).enumerate() {
-                let bytes = slot.matrix(&parts.down).file_rows(from, from + out.len());
-                kernels.matvec(parts.down.dtype, bytes, parts.down.cols, neurons.row(e), out)?;
+            for (e, (down, choice)) in downs.iter().zip(choices).enumerate() {
+                let bytes = down.file_rows(from, from + out.len());
+                kernels.matvec(down.dtype, bytes, down.cols, neurons.row(e), out)?;
                 kernels.add_scaled(y, choice.weight, out)?;
             }
         }
         Ok(())
     })?;
-    pass.clock.bytes(Stage::Down, choices.len() as u64 * parts.down.slot_bytes as u64);
+    pass.clock.bytes(Stage::Down, downs.iter().map(|down| down.data.len() as u64).sum());
     pass.clock.lap(Stage::Down);
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! The experts of one layer for many tokens: each expert that the batch touches is read once and applied to all its
 //! tokens.
 
-use crate::experts::ExpertSlot;
 use crate::forward::clock::Stage;
 use crate::forward::linear::linear;
 use crate::forward::moe::MoeScratch;
@@ -10,7 +9,7 @@ use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_packed};
 use crate::kernels::neurons::NeuronBlock;
 use crate::kernels::{Acts, Forms, Kernels};
-use crate::model::expert_index::{DownLayout, ExpertMatrix, LayerExperts};
+use crate::model::expert_index::{DownLayout, LayerExperts, Part};
 use crate::pool::Team;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
@@ -46,7 +45,7 @@ pub(super) fn by_expert(
     for (expert, users) in users.iter().enumerate().filter(|(_, u)| !u.is_empty()) {
         let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
         pass.clock.lap(Stage::Wait);
-        let [gate, up, down] = parts.matrices().map(|m| slot.matrix(m));
+        let [gate, up, down] = Part::ALL.map(|part| slot.matrix(parts, part));
         s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;
         let (ffn, n) = (gate.rows, users.len());
         s.gate.resize(n * ffn, 0.0);
@@ -56,7 +55,7 @@ pub(super) fn by_expert(
         kernels.relu_mul(&mut s.gate, &s.up)?;
         pass.clock.lap(Stage::GateUp);
         if parts.down_layout == DownLayout::ByNeuron {
-            down_by_neuron(pass, &slot, &parts.down, users, &s.gate, y)?;
+            down_by_neuron(pass, &down, users, &s.gate, y)?;
         } else {
             pass.quantize(&s.gate, ffn, Forms::of(&[down.dtype]), &mut s.neurons)?;
             if down.layout == Layout::Neurons && down.dtype != DType::Q4_0 {
@@ -127,13 +126,12 @@ fn sparse_down(
 /// blocks, so a task dequantizes only what it adds.
 fn down_by_neuron(
     pass: &Pass<'_>,
-    slot: &ExpertSlot,
-    m: &ExpertMatrix,
+    m: &Matrix<'_>,
     users: &[User],
     neurons: &[f32],
     y: &mut [f32],
 ) -> Result<()> {
-    let (kernels, hidden, weights) = (pass.kernels, m.cols, slot.matrix(m));
+    let (kernels, hidden) = (pass.kernels, m.cols);
     let block = m.dtype.block_len().max(64);
     let cols = hidden.div_ceil(pass.team.threads()).next_multiple_of(block);
     let tokens = y.len() / hidden;
@@ -148,7 +146,7 @@ fn down_by_neuron(
         for ((t, w), neurons) in users.iter().zip(neurons.chunks_exact(m.rows)) {
             sum.fill(0.0);
             for (n, &value) in neurons.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                dequantize(m.dtype, &weights.file_rows(n, n + 1)[from..to], &mut row)?;
+                dequantize(m.dtype, &m.file_rows(n, n + 1)[from..to], &mut row)?;
                 kernels.axpy_f32(&mut sum, value, &row)?;
             }
             kernels.add_scaled(tile.row(*t), *w, &sum)?;

@@ -15,7 +15,7 @@ use crate::forward::moe_batch::User;
 use crate::forward::neurons::NEURONS;
 use crate::kernels::gemm::{ActTiles, PanelRows, PanelSource, block_places};
 use crate::kernels::{ActGroup, ActRow, Acts, GROUP, Kernels};
-use crate::model::expert_index::LayerExperts;
+use crate::model::expert_index::{LayerExperts, Part};
 use crate::pool::Team;
 use crate::tensor::packed::TILE;
 use crate::tiles::{banded_tiles, tiles};
@@ -51,16 +51,18 @@ pub(super) fn experts(
         let acquire =
             |&e: &usize| cache.acquire((layer, e), pass.cancel).map(|slot| Member { slot, users: &users[e] });
         let members: Vec<Member<'_>> = group.iter().map(acquire).collect::<Result<_>>()?;
-        cache.remind(layer, later.iter().copied().take(most));
+        cache.remind(most);
+        pass.request_guess(layer);
         pass.clock.lap(Stage::Wait);
         let sizes: Vec<usize> = members.iter().map(|m| m.users.len()).collect();
         let (rows, spare) = s.batch.parts();
         arrange(team, xs, &sizes, &|e, i| members[e].users[i].0, rows)?;
-        let sources =
-            |part| -> Vec<PanelSource<'_>> { members.iter().map(|m| panels(&m.slot.matrix(part))).collect() };
-        neurons(team, kernels, [&sources(&parts.gate), &sources(&parts.up)], rows, spare, &mut s.tiles)?;
+        let sources = |part| -> Vec<PanelSource<'_>> {
+            members.iter().map(|m| panels(&m.slot.matrix(parts, part))).collect()
+        };
+        neurons(team, kernels, [&sources(Part::Gate), &sources(Part::Up)], rows, spare, &mut s.tiles)?;
         pass.clock.lap(Stage::GateUp);
-        down(team, kernels, &sources(&parts.down), &s.tiles, spare, &members, y)?;
+        down(team, kernels, &sources(Part::Down), &s.tiles, spare, &members, y)?;
         pass.clock.lap(Stage::Down);
         let bytes = |slot_bytes: usize| (members.len() * slot_bytes) as u64;
         pass.clock.bytes(Stage::GateUp, bytes(parts.gate.slot_bytes + parts.up.slot_bytes));

@@ -9,6 +9,7 @@
 //! `writer` goes the other way.
 
 mod cursor;
+mod direct;
 mod getters;
 mod header;
 mod shards;
@@ -26,7 +27,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(test)]
+pub(crate) use source::Double;
 pub use source::Source;
+pub(crate) use source::{ReadBuffer, Reads};
 pub use tensor_info::TensorInfo;
 pub use value::{Array, Value};
 pub use writer::{GgufWriter, TensorStream};
@@ -163,6 +167,12 @@ impl Gguf {
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
+    }
+
+    /// The same model, read from another source.
+    #[cfg(test)]
+    pub(crate) fn with_source(self, source: Source) -> Gguf {
+        Gguf { source: Arc::new(source), ..self }
     }
 
     /// The open files, for reading tensor data.

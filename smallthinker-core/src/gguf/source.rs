@@ -3,8 +3,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::direct::{ALIGN, DirectFile, forget};
+use crate::arena::{Arena, Slab};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 use crate::tensor::packed::bad_scale;
@@ -24,8 +29,33 @@ struct Shard {
 
 #[derive(Debug)]
 enum Data {
-    File(File),
+    File(OpenFile),
     Memory(Vec<u8>),
+    /// Whatever a test makes of it.
+    #[cfg(test)]
+    Double(Box<dyn Double>),
+}
+
+/// What stands in for a file in tests.
+#[cfg(test)]
+pub(crate) trait Double: std::fmt::Debug + Send + Sync {
+    /// As a file's `read_at`.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    /// For direct reads, once they have been asked for; `None` where there are none.
+    direct: OnceLock<Option<DirectFile>>,
+    /// A direct read was refused after all.
+    direct_refused: AtomicBool,
+}
+
+impl OpenFile {
+    fn new(file: File) -> OpenFile {
+        OpenFile { file, direct: OnceLock::new(), direct_refused: AtomicBool::new(false) }
+    }
 }
 
 impl Source {
@@ -39,13 +69,25 @@ impl Source {
         }
         let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         let len = file.metadata().map_err(|e| Error::io(path, "read the length of", e))?.len();
-        Ok(Source { shards: vec![Shard { path: path.to_owned(), len, data: Data::File(file) }] })
+        Ok(Source {
+            shards: vec![Shard { path: path.to_owned(), len, data: Data::File(OpenFile::new(file)) }],
+        })
     }
 
     /// A source over bytes in memory, named `path` in errors.
     pub(crate) fn from_bytes(path: &Path, bytes: Vec<u8>) -> Source {
         let len = bytes.len() as u64;
         Source { shards: vec![Shard { path: path.to_owned(), len, data: Data::Memory(bytes) }] }
+    }
+
+    /// The same shards, of which each is what `double` makes of its path, its length and its place.
+    #[cfg(test)]
+    pub(crate) fn doubled(&self, double: impl Fn(&Path, u64, usize) -> Box<dyn Double>) -> Source {
+        let shard = |(i, s): (usize, &Shard)| {
+            let data = Data::Double(double(&s.path, s.len, i));
+            Shard { path: s.path.clone(), len: s.len, data }
+        };
+        Source { shards: self.shards.iter().enumerate().map(shard).collect() }
     }
 
     /// Appends the shards of `other`.
@@ -84,47 +126,87 @@ impl Source {
     /// [`Error::ShortRead`] if the file ends first (it may have been truncated since it was opened),
     /// [`Error::Io`] if the system refuses the read, [`Error::Internal`] for a shard that does not exist.
     pub fn read_exact_at(&self, shard: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let Some(file) = self.shards.get(shard) else {
+        self.shard(shard)?.read_exact_at(offset, buf)
+    }
+
+    fn shard(&self, shard: usize) -> Result<&Shard> {
+        self.shards.get(shard).ok_or_else(|| {
             let message = format!("read from shard {shard} of {}", self.shards.len());
-            return Err(Error::Internal { message });
-        };
-        let mut got = 0;
-        while got < buf.len() {
-            let step = match offset.checked_add(got as u64) {
-                Some(at) => file.read_at(at, &mut buf[got..]),
-                None => Ok(0), // past the largest offset there is: nothing to read
-            };
-            match step {
-                Ok(0) => {
-                    return Err(Error::ShortRead {
-                        path: file.path.clone(),
-                        offset,
-                        expected: buf.len() as u64,
-                        got: got as u64,
-                    });
-                }
-                Ok(n) => got += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(&file.path, "read", e)),
-            }
-        }
-        Ok(())
+            Error::Internal { message }
+        })
+    }
+}
+
+/// How ranges of weights are read while a model is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Through the system's page cache, which may keep them.
+    Cached,
+    /// Past the page cache; where that can't be had, through it, and then it is told to forget them.
+    Direct,
+}
+
+/// Memory for [`Source::read_range`]: one per thread that reads.
+pub(crate) struct ReadBuffer(Slab);
+
+impl ReadBuffer {
+    /// For ranges of up to `len` bytes.
+    pub(crate) fn new(len: usize) -> Result<ReadBuffer> {
+        let bytes = ReadBuffer::bytes(len);
+        let full = || Error::Internal { message: "a read buffer has no room".into() };
+        // The start of a mapping is the start of a page.
+        Ok(ReadBuffer(Arena::new(bytes, "a read buffer")?.take(bytes).ok_or_else(full)?))
+    }
+
+    /// What a buffer for ranges of up to `len` bytes takes.
+    pub(crate) const fn bytes(len: usize) -> usize {
+        // A range may begin and end inside of a block.
+        len.next_multiple_of(ALIGN) + ALIGN
+    }
+
+    /// The bytes of a range that was read into this buffer.
+    pub(crate) fn get(&self, range: Range<usize>) -> &[u8] {
+        self.0.get(range).unwrap_or(&[])
     }
 }
 
 impl Source {
-    /// As [`read_exact_at`](Self::read_exact_at), for whole blocks of weights that will be packed.
-    ///
-    /// # Errors
-    /// Those, and [`Error::Malformed`] if a block's scale is not a finite number.
-    pub(crate) fn read_blocks_at(
+    /// Reads `len` bytes from byte `offset` of `shard`, and tells where in the buffer they are. Errors: those of
+    /// [`read_exact_at`](Self::read_exact_at).
+    pub(crate) fn read_range(
         &self,
-        dtype: DType,
+        reads: Reads,
         shard: usize,
         offset: u64,
-        buf: &mut [u8],
-    ) -> Result<()> {
-        self.read_exact_at(shard, offset, buf)?;
+        len: usize,
+        buffer: &mut ReadBuffer,
+    ) -> Result<Range<usize>> {
+        let file = self.shard(shard)?;
+        if reads == Reads::Direct
+            && let Some(range) = file.read_direct(offset, len, &mut buffer.0)
+        {
+            return Ok(range);
+        }
+        let Some(place) = buffer.0.get_mut(..len) else {
+            return Err(Error::Internal { message: format!("{len} bytes into a smaller read buffer") });
+        };
+        file.read_exact_at(offset, place)?;
+        if reads == Reads::Direct {
+            file.forget(offset, len);
+        }
+        Ok(0..len)
+    }
+
+    /// Whether direct reads work on all shards.
+    pub(crate) fn reads_directly(&self) -> bool {
+        self.shards.iter().all(|shard| shard.direct().is_some())
+    }
+
+    /// Refuses blocks of weights, read from byte `offset` of `shard`, that can't be packed.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if a block's scale is not a finite number.
+    pub(crate) fn check_blocks(&self, dtype: DType, shard: usize, offset: u64, buf: &[u8]) -> Result<()> {
         let Some(at) = bad_scale(dtype, buf) else { return Ok(()) };
         let scale = buf.get(at..at + 2).map_or(0, |d| u16::from_le_bytes([d[0], d[1]]));
         let field = format!("scale of a {dtype} block at offset {}", offset + at as u64);
@@ -133,9 +215,79 @@ impl Source {
 }
 
 impl Shard {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut got = 0;
+        while got < buf.len() {
+            let step = match offset.checked_add(got as u64) {
+                Some(at) => self.read_at(at, &mut buf[got..]),
+                None => Ok(0), // past the largest offset there is: nothing to read
+            };
+            match step {
+                Ok(0) => {
+                    return Err(Error::ShortRead {
+                        path: self.path.clone(),
+                        offset,
+                        expected: buf.len() as u64,
+                        got: got as u64,
+                    });
+                }
+                Ok(n) => got += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(&self.path, "read", e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The file for direct reads, which are tried out when it is asked for the first time.
+    fn direct(&self) -> Option<&DirectFile> {
+        let open = match &self.data {
+            Data::File(open) if !open.direct_refused.load(Ordering::Relaxed) => open,
+            _ => return None,
+        };
+        let direct = open.direct.get_or_init(|| {
+            let mut probe = ReadBuffer::new(0).ok()?;
+            DirectFile::open(&self.path, &open.file, &mut probe.0)
+        });
+        direct.as_ref()
+    }
+
+    /// Reads a range by whole blocks. `None` if that fails for any reason: a buffered read then finds out whether the range
+    /// can be read at all, and why not.
+    fn read_direct(&self, offset: u64, len: usize, buffer: &mut [u8]) -> Option<Range<usize>> {
+        let direct = self.direct()?;
+        let skip = usize::try_from(offset % ALIGN as u64).ok()?;
+        let blocks = buffer.get_mut(..(skip + len).next_multiple_of(ALIGN))?;
+        let (from, mut got) = (offset - skip as u64, 0);
+        while got < skip + len {
+            match direct.read_at(from + got as u64, &mut blocks[got..]) {
+                // After the end of the file, or after a part of a block, there is no next whole block.
+                Ok(n) if n > 0 && (got + n >= skip + len || n % ALIGN == 0) => got += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                    // Stricter about alignment than the probe found.
+                    if let Data::File(open) = &self.data {
+                        open.direct_refused.store(true, Ordering::Relaxed);
+                    }
+                    return None;
+                }
+                _ => return None,
+            }
+        }
+        Some(skip..skip + len)
+    }
+
+    fn forget(&self, offset: u64, len: usize) {
+        if let Data::File(open) = &self.data {
+            forget(&open.file, offset, len);
+        }
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         match &self.data {
-            Data::File(file) => file_read_at(file, buf, offset),
+            Data::File(open) => file_read_at(&open.file, buf, offset),
+            #[cfg(test)]
+            Data::Double(double) => double.read_at(offset, buf),
             Data::Memory(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 let n = buf.len().min(bytes.len() - start);
@@ -147,11 +299,11 @@ impl Shard {
 }
 
 #[cfg(unix)]
-fn file_read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(super) fn file_read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, buf, offset)
 }
 
 #[cfg(windows)]
-fn file_read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(super) fn file_read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, buf, offset)
 }

@@ -20,8 +20,7 @@ pub(crate) struct ExpertMatrix {
     shard: usize,
     offset: u64,
     pub(crate) bytes: usize,
-    /// Offset and bytes in the slot.
-    pub(crate) at: usize,
+    /// Bytes in the slot.
     pub(crate) slot_bytes: usize,
 }
 
@@ -41,6 +40,19 @@ pub(crate) enum DownLayout {
     ByNeuron,
 }
 
+/// One of the matrices of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Gate,
+    Up,
+    Down,
+}
+
+impl Part {
+    /// The parts of an expert.
+    pub(crate) const ALL: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
+}
+
 /// The experts of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LayerExperts {
@@ -51,9 +63,14 @@ pub(crate) struct LayerExperts {
 }
 
 impl LayerExperts {
-    /// The three matrices in slot order.
+    /// The three matrices, in the order of [`Part`].
     pub(crate) fn matrices(&self) -> [&ExpertMatrix; 3] {
         [&self.gate, &self.up, &self.down]
+    }
+
+    /// One of the matrices.
+    pub(crate) fn part(&self, part: Part) -> &ExpertMatrix {
+        self.matrices()[part as usize]
     }
 
     /// Weight bytes of one expert.
@@ -70,10 +87,6 @@ impl LayerExperts {
     pub(crate) fn sparse_down(&self) -> bool {
         self.down_layout == DownLayout::ByNeuron || self.down.layout == Layout::Neurons
     }
-
-    fn slot_bytes(&self) -> usize {
-        self.matrices().iter().map(|m| Arena::footprint(m.slot_bytes)).sum()
-    }
 }
 
 /// All experts of a model.
@@ -81,35 +94,46 @@ impl LayerExperts {
 pub(crate) struct ExpertIndex {
     pub(crate) layers: Vec<LayerExperts>,
     pub(crate) n_experts: usize,
-    /// Bytes of a slot that holds any expert.
+    /// Bytes that the parts of a slot have, so that it holds any expert.
+    pub(crate) part_bytes: [usize; 3],
+    /// Bytes of a slot.
     pub(crate) slot_bytes: usize,
 }
 
 impl ExpertIndex {
     pub(crate) fn new(gguf: &Gguf, h: &Hparams) -> Result<ExpertIndex> {
         let layers: Vec<LayerExperts> = (0..h.n_layers).map(|i| layer(gguf, h, i)).collect::<Result<_>>()?;
-        let slot_bytes = layers.iter().map(LayerExperts::slot_bytes).max().unwrap_or(0);
-        Ok(ExpertIndex { layers, n_experts: h.n_experts, slot_bytes })
+        let widest = |part: Part| layers.iter().map(|l| l.part(part).slot_bytes).max().unwrap_or(0);
+        let part_bytes = Part::ALL.map(widest);
+        let slot_bytes = part_bytes.into_iter().map(Arena::footprint).sum();
+        Ok(ExpertIndex { layers, n_experts: h.n_experts, part_bytes, slot_bytes })
+    }
+
+    /// Experts of all layers.
+    pub(crate) fn experts(&self) -> usize {
+        self.layers.len() * self.n_experts
+    }
+
+    /// Bytes of the largest matrix of an expert in the file.
+    pub(crate) fn most_read_at_once(&self) -> usize {
+        self.layers.iter().flat_map(LayerExperts::matrices).map(|m| m.bytes).max().unwrap_or(0)
     }
 
     /// Bytes of all slots together when every expert is held.
     pub(crate) fn bank_bytes(&self) -> u64 {
-        self.layers.len() as u64 * self.n_experts as u64 * self.slot_bytes as u64
+        self.experts() as u64 * self.slot_bytes as u64
     }
 }
 
 fn layer(gguf: &Gguf, h: &Hparams, i: usize) -> Result<LayerExperts> {
-    let mut at = 0;
-    let mut matrix = |info: &TensorInfo, layout: Layout, rows: usize, cols: usize| -> Result<ExpertMatrix> {
+    let matrix = |info: &TensorInfo, layout: Layout, rows: usize, cols: usize| -> Result<ExpertMatrix> {
         let (dtype, shard, offset) = (info.dtype, info.shard, info.offset);
         // The directory has checked that the whole tensor lies inside the file.
         let bytes = usize::try_from(info.n_bytes / h.n_experts as u64).ok();
         let Some((bytes, slot_bytes)) = bytes.zip(matrix_bytes(dtype, layout, rows, cols)) else {
             return Err(Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory"));
         };
-        let m = ExpertMatrix { dtype, layout, rows, cols, shard, offset, bytes, at, slot_bytes };
-        at += Arena::footprint(slot_bytes);
-        Ok(m)
+        Ok(ExpertMatrix { dtype, layout, rows, cols, shard, offset, bytes, slot_bytes })
     };
     let (hidden, ffn, n) = (h.hidden, h.expert_ffn, h.n_experts);
     let name = |part: &str| format!("blk.{i}.ffn_{part}_exps.weight");

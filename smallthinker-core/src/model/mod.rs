@@ -23,7 +23,7 @@ use crate::pool::Pool;
 use crate::session::Session;
 use crate::tensor::DType;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
-use crate::{Error, Result};
+use crate::{CancelFlag, Error, Result};
 
 use expert_index::{ExpertIndex, LayerExperts};
 pub use hparams::{Gating, Hparams, LayerAttention};
@@ -31,9 +31,6 @@ pub use options::{ModelOptions, Progress, parse_bytes};
 pub use plan::Plan;
 pub(crate) use plan::scratch_bytes;
 use weights::Weights;
-
-/// Threads that read experts: two keep a disk's queue filled while one waits for the other's copy.
-const READERS: usize = 2;
 
 /// A loaded model. Clones share the weights, the expert cache and the compute threads.
 ///
@@ -69,12 +66,13 @@ pub(crate) struct Inner {
     /// Tells apart models whose sessions must not be mixed.
     pub(crate) fingerprint: u64,
     cache_policy: CachePolicy,
+    look_ahead: bool,
     pub(crate) chunk: usize,
     pub(crate) kv_type: KvType,
     pub(crate) context_length: usize,
     load_time: Duration,
-    /// What the model itself holds of the budget.
-    _lease: Lease,
+    /// What the model itself holds of the budget, without the cache.
+    lease: Lease,
 }
 
 /// The state of a model, for people and monitors.
@@ -95,6 +93,10 @@ pub struct ModelStats {
     pub experts: ExpertStats,
     /// What the expert cache evicts.
     pub cache_policy: CachePolicy,
+    /// Whether experts are read past the system's page cache.
+    pub direct_reads: bool,
+    /// Whether experts are read that the next layer is expected to choose.
+    pub look_ahead: bool,
     /// Whether decode skips inactive neurons in the up projections of all layers.
     pub sparse_up: bool,
     /// Whether decode skips inactive neurons in the down projections of all layers.
@@ -121,14 +123,36 @@ impl Model {
         Model::open_with(path, ModelOptions::default())
     }
 
+    /// Changes the memory budget while the model is in use: experts are evicted at once if it is smaller, and room for
+    /// more of them is made if it is larger. Sessions keep what they have. Waits for the token or the part of a prompt that
+    /// is being computed. Does not change any result.
+    ///
+    /// Errors: [`Error::Budget`], and nothing is changed, if the budget is below the model's floor or does not hold what
+    /// the sessions have.
+    pub fn set_memory_budget(&self, bytes: u64) -> Result<()> {
+        let m = &*self.inner;
+        let _between_passes = m.pool.team(&CancelFlag::new())?;
+        let (slots, slot) = (m.cache.slots() as u64, m.plan.expert_slot);
+        let sessions = m.budget.used().saturating_sub(m.lease.bytes() + slots * slot);
+        let plan = m.plan.with_budget(bytes, sessions)?;
+        let before = m.budget.limit();
+        m.budget.set_limit(bytes.max(before));
+        let done = m.cache.resize(plan.expert_slots as usize);
+        m.budget.set_limit(if done.is_ok() { bytes } else { before });
+        done
+    }
+
     /// Opens a GGUF file. Weights are read into memory as far as the budget allows; the rest is read when
     /// it is needed.
     ///
     /// Errors: the file can't be read, is malformed or of an unsupported kind; the budget is below the
     /// model's floor; the load was cancelled.
-    pub fn open_with(path: impl AsRef<Path>, mut options: ModelOptions) -> Result<Model> {
+    pub fn open_with(path: impl AsRef<Path>, options: ModelOptions) -> Result<Model> {
+        Model::open_gguf(Gguf::open(path)?, options)
+    }
+
+    pub(crate) fn open_gguf(gguf: Gguf, mut options: ModelOptions) -> Result<Model> {
         let began = Instant::now();
-        let gguf = Gguf::open(path)?;
         let kernels = pick_kernels(options.kernels.as_deref())?;
         let (threads, chunk) = (options.resolved_threads()?, options.resolved_chunk()?);
         let Directory { spec, h, index } = Directory::read(&gguf, options.gating)?;
@@ -136,8 +160,7 @@ impl Model {
         let plan = plan::plan(&gguf, &h, &index, &options)?;
         warn_below_one_token(&gguf, &plan);
         let budget = Budget::new(plan.budget);
-        let slots = plan.expert_slots;
-        let lease = budget.lease("weights", plan.resident + plan.tokenizer + slots * plan.expert_slot)?;
+        let lease = budget.lease("weights", plan.fixed())?;
 
         let total =
             weights::resident_file_bytes(&gguf, &h)? + if plan.fits() { expert_bytes(&index) } else { 0 };
@@ -159,8 +182,7 @@ impl Model {
         let weights = weights::load(&gguf, &h, &options.cancel, &mut loaded)?;
         let fingerprint = fingerprint(&gguf, &h, &weights);
         let source = Arc::clone(gguf.source());
-        let cache =
-            ExpertCache::new(index, Arc::clone(&source), slots as usize, options.cache_policy, READERS)?;
+        let cache = ExpertCache::new(index, Arc::clone(&source), options.cache(&plan)?, &budget)?;
         if plan.fits() {
             cache.preload(&options.cancel, &mut loaded)?;
         }
@@ -179,14 +201,15 @@ impl Model {
                 tokenizer,
                 template,
                 budget,
-                plan,
                 fingerprint,
                 cache_policy: options.cache_policy,
+                look_ahead: options.look_ahead.unwrap_or(options::LOOK_AHEAD),
                 chunk,
                 kv_type: options.kv_type,
                 context_length,
+                plan,
                 load_time,
-                _lease: lease,
+                lease,
             }),
         })
     }
@@ -251,6 +274,8 @@ impl Model {
             budget_used: m.budget.used(),
             experts: m.cache.stats(),
             cache_policy: m.cache_policy,
+            direct_reads: m.cache.reads_directly(),
+            look_ahead: m.looks_ahead(),
             sparse_up: m.cache.index().layers.iter().all(LayerExperts::sparse_up),
             sparse_down: m.cache.index().layers.iter().all(LayerExperts::sparse_down),
         }
@@ -271,6 +296,13 @@ impl Model {
         layers.iter().for_each(|l| note("up", l.up.dtype, l.sparse_up()));
         layers.iter().for_each(|l| note("down", l.down.dtype, l.sparse_down()));
         found
+    }
+}
+
+impl Inner {
+    /// Whether experts are read that the next layer is expected to choose: not if all are in memory.
+    pub(crate) fn looks_ahead(&self) -> bool {
+        self.look_ahead && !self.cache.is_complete()
     }
 }
 

@@ -1,6 +1,8 @@
 //! How to open a model.
 
+use crate::experts::CacheOptions;
 use crate::model::hparams::{Gating, Hparams};
+use crate::model::plan::Plan;
 use crate::{CachePolicy, CancelFlag, Error, KvType, Result};
 
 /// Told the bytes loaded so far and in all.
@@ -26,6 +28,13 @@ pub struct ModelOptions {
     pub chunk: Option<usize>,
     /// What the expert cache evicts under a budget that does not hold all experts. Does not change any result.
     pub cache_policy: CachePolicy,
+    /// Whether to read the experts that the next layer is expected to choose, under a budget that does not hold all
+    /// experts. Default: yes. Does not change any result.
+    pub look_ahead: Option<bool>,
+    /// Read experts through the system's page cache also under a budget that does not hold all of them. It may keep
+    /// what the budget has no room for, in memory that others could use. By default they are read past it, where the
+    /// file system allows that.
+    pub buffered_reads: bool,
     /// Router weights, where the file says it wrongly or not at all.
     pub gating: Option<Gating>,
     /// Called while loading.
@@ -33,6 +42,13 @@ pub struct ModelOptions {
     /// Stops loading when set; the open then returns [`Error::Cancelled`].
     pub cancel: CancelFlag,
 }
+
+/// What [`ModelOptions::look_ahead`] is if it is not set.
+pub(crate) const LOOK_AHEAD: bool = true;
+
+/// Threads that read experts, at least and at most: enough to keep a disk's queue filled while others rearrange what they
+/// have read.
+const READERS: (usize, usize) = (4, 8);
 
 /// Threads beyond this are surely a mistake.
 const MAX_THREADS: usize = 1024;
@@ -46,6 +62,22 @@ impl ModelOptions {
             Some(n @ 1..=MAX_THREADS) => Ok(n),
             Some(n) => Err(Error::argument("threads", n, format!("1 to {MAX_THREADS}"))),
         }
+    }
+
+    /// Threads that read experts.
+    pub(crate) fn readers(&self) -> Result<usize> {
+        Ok(self.resolved_threads()?.clamp(READERS.0, READERS.1))
+    }
+
+    /// How the expert cache works under a plan.
+    pub(crate) fn cache(&self, plan: &Plan) -> Result<CacheOptions> {
+        Ok(CacheOptions {
+            slots: plan.expert_slots as usize,
+            least: plan.working_set as usize,
+            policy: self.cache_policy,
+            readers: self.readers()?,
+            buffered: self.buffered_reads,
+        })
     }
 
     pub(crate) fn resolved_context(&self, h: &Hparams) -> Result<usize> {

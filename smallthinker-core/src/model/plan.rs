@@ -4,7 +4,7 @@ use crate::experts::MIN_SLOTS_PER_CHOICE;
 use crate::forward::attention::{partial_bytes, task_bytes};
 use crate::forward::kv_cache::{KvCache, KvType, PAGE};
 use crate::forward::{MOST_EXPERTS, TaskBuffers};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, ReadBuffer};
 use crate::kernels::gemm::{ActTiles, GemmScratch};
 use crate::kernels::{ActGroup, Acts};
 use crate::model::expert_index::ExpertIndex;
@@ -25,6 +25,8 @@ pub struct Plan {
     pub tokenizer: u64,
     /// Buffers of one session.
     pub scratch: u64,
+    /// Buffers of the threads that read experts.
+    pub read_buffers: u64,
     /// KV cache of one session at the full context.
     pub kv_full_context: u64,
     /// KV cache that every session starts with.
@@ -37,6 +39,8 @@ pub struct Plan {
     pub expert_slots: u64,
     /// Experts in the model.
     pub experts: u64,
+    /// Slots that the model can't do without.
+    pub(crate) working_set: u64,
     /// Least budget that can run the model.
     pub floor: u64,
     /// Weight bytes that one token touches; a budget near it reads almost every expert from the file.
@@ -49,6 +53,33 @@ impl Plan {
     /// Whether all experts stay in memory.
     pub fn fits(&self) -> bool {
         self.expert_slots >= self.experts
+    }
+
+    /// What the model itself takes, without its sessions and its expert slots.
+    pub(crate) fn fixed(&self) -> u64 {
+        self.resident.saturating_add(self.tokenizer).saturating_add(self.read_buffers)
+    }
+
+    /// The plan for another budget, of which `sessions` bytes are in use. Errors: [`Error::Budget`] below the floor, or if
+    /// the sessions leave too little.
+    pub(crate) fn with_budget(&self, budget: u64, sessions: u64) -> Result<Plan> {
+        let fixed = self.fixed();
+        let least = self.working_set.saturating_mul(self.expert_slot);
+        let needed = self.floor.max(fixed.saturating_add(least).saturating_add(sessions));
+        if budget < needed {
+            let what = format!("this model (one token touches {} bytes of it)", self.per_token);
+            return Err(Error::Budget { what, needed, available: budget });
+        }
+        let for_slots = self.for_slots(budget).min((budget - fixed).saturating_sub(sessions));
+        let expert_slots = (for_slots / self.expert_slot.max(1)).clamp(self.working_set, self.experts);
+        Ok(Plan { budget, expert_slots, ..self.clone() })
+    }
+
+    /// Bytes of a budget that go to expert slots: a session's cache may grow to a quarter of the rest before experts get
+    /// more.
+    fn for_slots(&self, budget: u64) -> u64 {
+        let rest = budget.saturating_sub(self.fixed()).saturating_sub(self.scratch);
+        rest.saturating_sub(self.kv_full_context.min(rest / 4).max(self.kv_first_page))
     }
 }
 
@@ -78,7 +109,8 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let tokenizer = h.vocab as u64 * TOKENIZER_BYTES_PER_TOKEN;
     let scratch = scratch_bytes(h, chunk, options.resolved_threads()?, options.resolved_context(h)?);
     let kv_full = kv_full_context(h, options.resolved_context(h)?, kv, chunk);
-    let fixed = resident.saturating_add(tokenizer).saturating_add(scratch);
+    let read_buffers = options.readers()? as u64 * ReadBuffer::bytes(index.most_read_at_once()) as u64;
+    let fixed = resident.saturating_add(tokenizer).saturating_add(scratch).saturating_add(read_buffers);
     let everything = fixed.saturating_add(kv_full).saturating_add(index.bank_bytes());
     let more_sessions = (DEFAULT_SESSIONS - 1).saturating_mul(kv_full.saturating_add(scratch));
     let budget =
@@ -87,28 +119,24 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let floor = fixed.saturating_add(kv_page).saturating_add(working_set.saturating_mul(slot));
     let one_token = (h.n_layers as u64 * h.top_k as u64).saturating_mul(slot);
     let per_token = resident.saturating_add(one_token);
-    if budget < floor {
-        let what = format!("this model (one token touches {per_token} bytes of it)");
-        return Err(Error::Budget { what, needed: floor, available: budget });
-    }
-    // A session's cache may grow to a quarter of the rest before experts get more.
-    let for_slots = (budget - fixed).saturating_sub(kv_full.min((budget - fixed) / 4).max(kv_page));
-    let slots = (for_slots / slot.max(1)).clamp(working_set, experts);
-    Ok(Plan {
+    let plan = Plan {
         budget,
         resident,
         tokenizer,
         scratch,
+        read_buffers,
         kv_full_context: kv_full,
         kv_first_page: kv_page,
         expert_bank: index.bank_bytes(),
         expert_slot: slot,
-        expert_slots: slots,
+        expert_slots: working_set,
         experts,
+        working_set,
         floor,
         per_token,
         everything,
-    })
+    };
+    plan.with_budget(budget, 0)
 }
 
 /// Measured with the 151,936-token vocabulary: strings, two hash maps and the merge table.

@@ -254,7 +254,8 @@ impl Loader<'_> {
             let piece = &mut buffer[..rows_per_piece.min(rows - first) * row_bytes];
             self.cancel.check()?;
             let offset = info.offset + (first * row_bytes) as u64;
-            self.gguf.source().read_blocks_at(info.dtype, info.shard, offset, piece)?;
+            self.gguf.source().read_exact_at(info.shard, offset, piece)?;
+            self.gguf.source().check_blocks(info.dtype, info.shard, offset, piece)?;
             (self.loaded)(piece.len() as u64);
             pack(info.dtype, layout, piece, first, rows, cols, out);
         }

@@ -34,6 +34,17 @@ pub struct Session {
     detailed: bool,
     routing: Option<Trace>,
     _lease: Lease,
+    /// Dropped after all else, when what this session held is free.
+    _regrow: Regrow,
+}
+
+/// Lets the expert cache have what a session leaves behind.
+struct Regrow(Model);
+
+impl Drop for Regrow {
+    fn drop(&mut self) {
+        self.0.inner.cache.regrow();
+    }
 }
 
 /// What evaluating tokens took.
@@ -59,6 +70,7 @@ impl Session {
             detailed: false,
             routing: None,
             _lease: lease,
+            _regrow: Regrow(model.clone()),
             model,
         })
     }
@@ -258,6 +270,8 @@ impl Session {
                 clock: Clock::start(),
                 detailed: self.detailed,
                 routing: self.routing.as_ref().map(|_| Vec::new()),
+                look_ahead: m.looks_ahead(),
+                guess: Vec::new(),
             };
             let want = if want == Want::Last && i != last { Want::None } else { want };
             pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;

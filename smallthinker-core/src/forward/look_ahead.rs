@@ -1,0 +1,38 @@
+//! Looking ahead: which experts the next layer is going to choose, guessed before this one has finished, so that
+//! reading them can begin. A guess decides what is read early, never what is computed.
+
+use crate::Result;
+use crate::forward::clock::Stage;
+use crate::forward::{Pass, Scratch};
+
+impl Pass<'_> {
+    /// Applies the router of the layer after `layer` to the residual stream as it is after attention, that is without
+    /// what the experts of `layer` are still to add, and starts reading what it chooses.
+    pub(super) fn guess_next(&mut self, layer: usize, s: &mut Scratch) -> Result<()> {
+        self.guess.clear();
+        let next = layer + 1;
+        if !self.look_ahead || next >= self.h.n_layers {
+            return Ok(());
+        }
+        self.clock.lap(Stage::Norm);
+        // The choices of the layer in progress stand.
+        std::mem::swap(&mut s.choices, &mut s.guesses);
+        let done = self.apply_router(next, s);
+        std::mem::swap(&mut s.choices, &mut s.guesses);
+        done?;
+        self.guess.extend(s.guesses.iter().map(|c| c.expert));
+        self.guess.sort_unstable();
+        self.guess.dedup();
+        self.request_guess(layer);
+        self.clock.bytes(Stage::Router, self.weights.layers[next].router.bytes());
+        self.clock.lap(Stage::Router);
+        Ok(())
+    }
+
+    /// Starts reading what was guessed for the layer after `layer`, as far as there is room by now.
+    pub(super) fn request_guess(&self, layer: usize) {
+        if !self.guess.is_empty() {
+            self.cache.guess(layer + 1, &self.guess);
+        }
+    }
+}
