@@ -24,6 +24,10 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --exclude smallthinker-py --no-
 step "Rust tests"
 cargo test --workspace --exclude smallthinker-py --quiet
 
+step "Every order of the expert cache's threads"
+RUSTFLAGS="--cfg smallthinker_loom" CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom" \
+    cargo test -p smallthinker-core --lib --quiet model_check
+
 step "C interface"
 "$python" -m venv --clear "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/python/requirements.txt

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Fixture, Spec};
 use smallthinker_core::bench::{self, BenchOptions, BenchReport, TokenCost};
 use smallthinker_core::tensor::DType;
-use smallthinker_core::{CancelFlag, Error, GenerateOptions, Stage};
+use smallthinker_core::{CancelFlag, Error, GenerateOptions, Model, ModelOptions, Stage};
 
 fn fixture(dtype: DType, down_by_neuron: bool) -> Fixture {
     // Large enough that a pass takes longer than what is between two passes.
@@ -129,4 +129,22 @@ fn a_benchmark_can_be_refused_and_stopped() {
     let long = BenchOptions { prompt_tokens: model.context_length(), ..options.clone() };
     assert!(matches!(run(&long, true), Err(Error::ContextOverflow { .. })));
     assert!(matches!(run(&options, false), Err(Error::Cancelled)));
+}
+
+#[test]
+fn reading_experts_is_measured_where_not_all_of_them_fit() {
+    let fixture = fixture(DType::Q4_0, false);
+    assert_eq!(measure(&fixture, 1, false).storage, None);
+    let floor = Model::plan_for(&fixture.path, &ModelOptions::default()).unwrap().floor;
+    let model = fixture.open_with(|o| o.memory_budget = Some(floor));
+    let options = BenchOptions { prompt_tokens: 8, gen_tokens: GEN_TOKENS, repetitions: 2, detailed: false };
+    let report = bench::run(&model, &options, &CancelFlag::new(), &mut |_, _| true).unwrap();
+    let storage = report.storage.expect("not all experts fit");
+    assert!(storage.bandwidth > 0.0 && storage.bytes_per_token > 0, "{storage:?}");
+    let limit = storage.bandwidth / storage.bytes_per_token as f64;
+    assert!((storage.limit / limit - 1.0).abs() < 1e-9);
+    assert!((storage.limit_share / (report.decode.median / limit) - 1.0).abs() < 1e-9);
+    assert!((0.0..=1.0).contains(&storage.stall_share), "{storage:?}");
+    let experts = model.stats().experts;
+    assert!(experts.bytes_read > 0 && !experts.reading.is_zero() && experts.read_rate() > 0.0);
 }

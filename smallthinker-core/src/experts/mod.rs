@@ -14,17 +14,21 @@ mod queue;
 mod readers;
 mod slot;
 mod stats;
-#[cfg(test)]
+mod sync;
+
+#[cfg(all(test, smallthinker_loom))]
+mod model_check;
+#[cfg(all(test, not(smallthinker_loom)))]
 mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::budget::{Budget, Lease, Reserve};
 use crate::cancel::CancelFlag;
-use crate::gguf::{Reads, Source};
+use crate::gguf::{ReadBuffer, Reads, Source};
 use crate::model::expert_index::ExpertIndex;
 use crate::{Error, Result};
 
@@ -34,6 +38,7 @@ use readers::Readers;
 use slot::{Entry, State};
 pub(crate) use slot::{ExpertId, ExpertSlot};
 pub use stats::{ExpertStats, LookAheadStats};
+use sync::{Condvar, Mutex, MutexGuard};
 
 /// How often a waiting thread looks at its cancel flag.
 const POLL: Duration = Duration::from_millis(20);
@@ -57,7 +62,7 @@ pub(crate) struct CacheOptions {
 /// and a budget of `top_k` slots can always make progress.
 pub(crate) struct ExpertCache {
     shared: Arc<Shared>,
-    _readers: Readers,
+    readers: Readers,
 }
 
 /// What the cache and its readers share.
@@ -162,7 +167,7 @@ impl ExpertCache {
         let shared = Arc::new(shared);
         let reserve: Weak<Shared> = Arc::downgrade(&shared);
         shared.budget.set_reserve(reserve);
-        Ok(ExpertCache { _readers: Readers::start(&shared, options.readers)?, shared })
+        Ok(ExpertCache { readers: Readers::start(&shared, options.readers)?, shared })
     }
 
     pub(crate) fn index(&self) -> &ExpertIndex {
@@ -180,9 +185,13 @@ impl ExpertCache {
             if matches!(state.entries.get(&id), Some(Entry::Failed(_))) {
                 state.entries.remove(&id);
             }
-            match state.entries.get(&id) {
+            match state.entries.get_mut(&id) {
                 Some(Entry::Ready(_)) => state.stats.hits += 1,
-                Some(_) => state.stats.misses += 1,
+                Some(Entry::Loading(loading)) => {
+                    loading.again = true;
+                    state.stats.misses += 1;
+                }
+                Some(Entry::Failed(_)) => {}
                 None => drop(self.shared.load_chosen(&mut state, id, Urgency::Chosen)),
             }
         }
@@ -213,6 +222,30 @@ impl ExpertCache {
         }
         drop(state);
         self.shared.work.notify_all();
+    }
+
+    /// Threads that read.
+    pub(crate) fn readers(&self) -> usize {
+        self.readers.count()
+    }
+
+    /// Memory for [`read_only`](Self::read_only).
+    pub(crate) fn read_buffer(&self) -> Result<ReadBuffer> {
+        ReadBuffer::new(self.shared.index.most_read_at_once())
+    }
+
+    /// Reads a matrix of an expert as the readers do, but into no slot. Returns its bytes.
+    pub(crate) fn read_only(
+        &self,
+        layer: usize,
+        expert: usize,
+        part: usize,
+        buffer: &mut ReadBuffer,
+    ) -> Result<u64> {
+        let m = self.shared.index.layers[layer].matrices()[part];
+        let (shard, offset) = m.place(expert);
+        self.shared.source.read_range(self.shared.reads(), shard, offset, m.bytes, buffer)?;
+        Ok(m.bytes as u64)
     }
 
     /// Whether reads go past the page cache.

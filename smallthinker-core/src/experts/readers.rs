@@ -1,10 +1,10 @@
 //! The threads that read experts from the file.
 
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 
 use super::Shared;
 use super::queue::Job;
+use super::sync::thread::{Builder, JoinHandle};
 use crate::gguf::ReadBuffer;
 use crate::tensor::packed::{Layout, pack};
 use crate::{Error, Result};
@@ -21,13 +21,17 @@ impl Readers {
         for i in 0..count.max(1) {
             let shared = Arc::clone(shared);
             let buffer = ReadBuffer::new(shared.index.most_read_at_once())?;
-            let thread = std::thread::Builder::new()
+            let thread = Builder::new()
                 .name(format!("smallthinker-read-{i}"))
                 .spawn(move || serve(&shared, buffer))
                 .map_err(|e| Error::Internal { message: format!("cannot start reader thread {i}: {e}") })?;
             readers.threads.push(thread);
         }
         Ok(readers)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.threads.len()
     }
 }
 
@@ -47,8 +51,11 @@ fn serve(shared: &Shared, mut buffer: ReadBuffer) {
         let result = fill(shared, &mut job, &mut buffer);
         let mut state = shared.lock();
         state.reading.leave();
-        state.arrived(job, result);
+        let again = state.arrived(job, result);
         drop(state);
+        if again {
+            shared.work.notify_all();
+        }
         shared.changed.notify_all();
     }
 }

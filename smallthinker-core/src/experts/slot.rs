@@ -46,8 +46,9 @@ pub(super) struct Loading {
     /// What came back: with weights in it, unless something failed.
     arrived: [Option<Slab>; 3],
     failed: Option<Error>,
-    /// Read for a guess, not for a choice.
-    pub(super) guessed: bool,
+    /// A later pass than the one that began it wants it too. What failed before that pass had asked for anything is
+    /// no failure of its own, so it is tried again.
+    pub(super) again: bool,
 }
 
 /// The layer that the pass in progress has come to, and its experts that are still to be computed.
@@ -141,12 +142,11 @@ impl State {
                 continue;
             }
             let chosen = self.awaited.contains(id);
-            match self.entries.get_mut(&id) {
+            match self.entries.get(&id) {
                 Some(Entry::Ready(_)) if chosen => self.stats.look_ahead.on_time += 1,
                 Some(Entry::Ready(_)) => self.stats.look_ahead.wasted += 1,
-                Some(Entry::Loading(loading)) if chosen => {
+                Some(Entry::Loading(_)) if chosen => {
                     self.stats.look_ahead.late += 1;
-                    loading.guessed = false;
                     self.queue.hurry(id);
                 }
                 Some(Entry::Loading(_)) => match self.queue.withdraw(id) {
@@ -180,14 +180,12 @@ impl State {
     pub(super) fn load(&mut self, id: ExpertId, urgency: Urgency) -> bool {
         let Some(slot) = self.take_slot(urgency) else { return false };
         self.policy.inserted(id);
-        let guessed = urgency == Urgency::Guess;
-        self.entries.insert(id, Entry::Loading(Loading { guessed, ..Loading::default() }));
-        if guessed {
+        self.entries.insert(id, Entry::Loading(Loading::default()));
+        if urgency == Urgency::Guess {
             self.stats.look_ahead.requested += 1;
             self.guessed.push(id);
         }
-        let jobs = Part::ALL.into_iter().zip(slot).map(|(part, bytes)| Job { id, part, bytes });
-        self.queue.push(jobs, urgency);
+        self.queue.push(jobs(id, slot), urgency);
         true
     }
 
@@ -241,26 +239,30 @@ impl State {
     }
 
     /// Takes back a part from a reader. The expert becomes ready, or failed, with the last of its parts: before, some
-    /// reader still owns some of the slot.
-    pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) {
-        let Some(Entry::Loading(loading)) = self.entries.get_mut(&job.id) else { return };
+    /// reader still owns some of the slot. Returns whether it is to be read again instead.
+    pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) -> bool {
+        let Some(Entry::Loading(loading)) = self.entries.get_mut(&job.id) else { return false };
         loading.arrived[job.part as usize] = Some(job.bytes);
         match result {
             Ok(read) => self.stats.bytes_read += read,
             Err(error) => drop(loading.failed.get_or_insert(error)),
         }
         if loading.arrived.iter().any(Option::is_none) {
-            return;
+            return false;
         }
-        let Loading { arrived: [Some(gate), Some(up), Some(down)], failed, .. } = std::mem::take(loading)
+        let Loading { arrived: [Some(gate), Some(up), Some(down)], failed, again } = std::mem::take(loading)
         else {
-            return;
+            return false;
         };
         let parts = [gate, up, down];
         let entry = match failed {
             None => {
                 self.ready += 1;
                 Entry::Ready(Arc::new(ExpertSlot { parts }))
+            }
+            Some(_) if again => {
+                self.queue.push(jobs(job.id, parts), Urgency::Chosen);
+                return true;
             }
             Some(error) => {
                 self.policy.removed(job.id);
@@ -270,6 +272,7 @@ impl State {
             }
         };
         self.entries.insert(job.id, entry);
+        false
     }
 
     /// Brings the number of slots nearer to `wanted`; returns whether it is that now. If not, experts are held or on
@@ -292,6 +295,11 @@ impl State {
     pub(super) fn loading(&self) -> usize {
         self.entries.values().filter(|e| matches!(e, Entry::Loading(_))).count()
     }
+}
+
+/// What is to be read for an expert.
+fn jobs(id: ExpertId, slot: Slot) -> impl Iterator<Item = Job> {
+    Part::ALL.into_iter().zip(slot).map(move |(part, bytes)| Job { id, part, bytes })
 }
 
 /// Memory for slots.

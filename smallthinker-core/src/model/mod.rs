@@ -4,6 +4,7 @@ pub(crate) mod expert_index;
 pub(crate) mod hparams;
 mod options;
 mod plan;
+mod stats;
 pub(crate) mod weights;
 
 use std::fmt;
@@ -15,21 +16,21 @@ use log::{info, warn};
 
 use crate::budget::{Budget, Lease};
 use crate::chat::ChatTemplate;
-use crate::experts::{CachePolicy, ExpertCache, ExpertStats};
+use crate::experts::{CachePolicy, ExpertCache};
 use crate::forward::kv_cache::KvType;
 use crate::gguf::{Gguf, Source};
 use crate::kernels::Kernels;
 use crate::pool::Pool;
 use crate::session::Session;
-use crate::tensor::DType;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 use crate::{CancelFlag, Error, Result};
 
-use expert_index::{ExpertIndex, LayerExperts};
+use expert_index::ExpertIndex;
 pub use hparams::{Gating, Hparams, LayerAttention};
 pub use options::{ModelOptions, Progress, parse_bytes};
 pub use plan::Plan;
 pub(crate) use plan::scratch_bytes;
+pub use stats::{ExpertKernel, ModelStats};
 use weights::Weights;
 
 /// A loaded model. Clones share the weights, the expert cache and the compute threads.
@@ -73,48 +74,6 @@ pub(crate) struct Inner {
     load_time: Duration,
     /// What the model itself holds of the budget, without the cache.
     lease: Lease,
-}
-
-/// The state of a model, for people and monitors.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct ModelStats {
-    /// Time that opening took.
-    pub load_time: Duration,
-    /// Compute threads.
-    pub threads: usize,
-    /// Name of the kernel set in use.
-    pub kernels: &'static str,
-    /// Bytes of the budget.
-    pub budget: u64,
-    /// Bytes of the budget in use by weights, slots and sessions.
-    pub budget_used: u64,
-    /// The expert cache since the model was opened.
-    pub experts: ExpertStats,
-    /// What the expert cache evicts.
-    pub cache_policy: CachePolicy,
-    /// Whether experts are read past the system's page cache.
-    pub direct_reads: bool,
-    /// Whether experts are read that the next layer is expected to choose.
-    pub look_ahead: bool,
-    /// Whether decode skips inactive neurons in the up projections of all layers.
-    pub sparse_up: bool,
-    /// Whether decode skips inactive neurons in the down projections of all layers.
-    pub sparse_down: bool,
-}
-
-/// How decode reads one of the experts' projections in some of the layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ExpertKernel {
-    /// "gate", "up" or "down".
-    pub part: &'static str,
-    /// Type of the weights.
-    pub dtype: DType,
-    /// Number of such layers.
-    pub layers: usize,
-    /// Whether the weights of inactive neurons are skipped. Never so for gate, which tells which neurons are active.
-    pub sparse: bool,
 }
 
 impl Model {
@@ -261,41 +220,6 @@ impl Model {
     /// Errors: [`Error::Template`] if the file has one that can't be used.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         self.inner.template.as_ref().map_err(|reason| Error::Template { message: reason.clone() })
-    }
-
-    /// Present state and counters.
-    pub fn stats(&self) -> ModelStats {
-        let m = &self.inner;
-        ModelStats {
-            load_time: m.load_time,
-            threads: m.pool.threads(),
-            kernels: m.kernels.name(),
-            budget: m.budget.limit(),
-            budget_used: m.budget.used(),
-            experts: m.cache.stats(),
-            cache_policy: m.cache_policy,
-            direct_reads: m.cache.reads_directly(),
-            look_ahead: m.looks_ahead(),
-            sparse_up: m.cache.index().layers.iter().all(LayerExperts::sparse_up),
-            sparse_down: m.cache.index().layers.iter().all(LayerExperts::sparse_down),
-        }
-    }
-
-    /// How decode reads the experts: gate, up and down, each with one entry per kind of layer.
-    pub fn expert_kernels(&self) -> Vec<ExpertKernel> {
-        let layers = &self.inner.cache.index().layers;
-        let mut found: Vec<ExpertKernel> = Vec::new();
-        let mut note = |part, dtype, sparse| match found
-            .iter_mut()
-            .find(|k| (k.part, k.dtype, k.sparse) == (part, dtype, sparse))
-        {
-            Some(kind) => kind.layers += 1,
-            None => found.push(ExpertKernel { part, dtype, layers: 1, sparse }),
-        };
-        layers.iter().for_each(|l| note("gate", l.gate.dtype, false));
-        layers.iter().for_each(|l| note("up", l.up.dtype, l.sparse_up()));
-        layers.iter().for_each(|l| note("down", l.down.dtype, l.sparse_down()));
-        found
     }
 }
 

@@ -105,6 +105,7 @@ pub struct Generator {
     first: Option<Instant>,
     last: Instant,
     experts_before: ExpertStats,
+    experts_at_first: ExpertStats,
     stats: GenerationStats,
 }
 
@@ -133,6 +134,7 @@ impl Generator {
             prefill_stages: StageTimes::default(),
             decode_stages: StageTimes::default(),
             experts: ExpertStats::default(),
+            decode_experts: ExpertStats::default(),
             kernels: model.kernels,
             threads: model.threads,
             seed: sampler.seed(),
@@ -151,6 +153,7 @@ impl Generator {
             first: None,
             last: now,
             experts_before: model.experts,
+            experts_at_first: ExpertStats::default(),
             stats,
         })
     }
@@ -255,10 +258,15 @@ impl Generator {
 
     fn note_time(&mut self, session: &Session) {
         self.last = Instant::now();
-        let first = *self.first.get_or_insert(self.last);
+        let experts = session.model.inner.cache.stats();
+        let first = *self.first.get_or_insert_with(|| {
+            self.experts_at_first = experts.clone();
+            self.last
+        });
         self.stats.time_to_first_token = first - self.began;
         self.stats.decode_time = self.last - first;
-        self.stats.experts = session.model.inner.cache.stats().since(&self.experts_before);
+        self.stats.decode_experts = experts.since(&self.experts_at_first);
+        self.stats.experts = experts.since(&self.experts_before);
     }
 
     /// What the UTF-8 and stop-string buffers still hold.

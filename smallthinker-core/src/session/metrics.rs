@@ -30,6 +30,8 @@ pub struct GenerationStats {
     pub decode_stages: StageTimes,
     /// What the expert cache did meanwhile (for all sessions of the model).
     pub experts: ExpertStats,
+    /// The part of that after the first token.
+    pub decode_experts: ExpertStats,
     /// Kernel set in use.
     pub kernels: &'static str,
     /// Compute threads.

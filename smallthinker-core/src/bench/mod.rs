@@ -4,18 +4,21 @@
 //! clear, and caches that are cold, are no part of the figures. llama.cpp's `llama-bench` does the same.
 //!
 //! Decoding reads every weight it uses once per token, so the share of the machine's read bandwidth that it
-//! reaches says how much is left to gain.
+//! reaches says how much is left to gain. Under a budget that does not hold all experts it reads from storage, whose
+//! bandwidth is measured in the same run as well.
 
-use std::hint::black_box;
-use std::time::{Duration, Instant};
+mod memory;
+mod storage;
 
-use crate::arena::{Arena, Slab};
-use crate::kernels::Kernels;
+use std::time::Duration;
+
 use crate::sample::SplitMix64;
 use crate::{
     CancelFlag, Error, ExpertStats, FinishReason, GenerateOptions, GenerationStats, Model, Result,
     StageTimes, platform,
 };
+
+pub use memory::{ReadBandwidth, measure_read_bandwidth};
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,19 +86,32 @@ pub struct BenchReport {
     pub peak_rss: Option<u64>,
     /// What the expert cache did meanwhile.
     pub experts: ExpertStats,
+    /// Reading experts during decode, if not all of them are in memory.
+    pub storage: Option<StorageReport>,
+}
+
+/// Decoding against what storage allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct StorageReport {
+    /// Bytes per second that as many threads as the model has for it read of experts, in any order, while nothing else
+    /// is done; the best of one pass after each repetition.
+    pub bandwidth: f64,
+    /// Bytes read per decoded token, in the repetition whose decode speed is the median.
+    pub bytes_per_token: u64,
+    /// Tokens per second at which storage alone would be busy all the time: `bandwidth` / `bytes_per_token`;
+    /// infinite if nothing was read.
+    pub limit: f64,
+    /// Share of that limit that the median decode speed is.
+    pub limit_share: f64,
+    /// Share of decode's time that computation waited for reads, in the same repetition.
+    pub stall_share: f64,
 }
 
 /// The prompt and the sampling are the same in every run.
 const SEED: u64 = 20_507_209;
-/// A buffer this many times the last-level cache is read from memory.
-const CACHE_MULTIPLE: u64 = 4;
-const MIN_BUFFER: u64 = 256 << 20;
-const MAX_BUFFER: u64 = 1 << 30;
 /// Tokens decoded before what is measured, at most.
 const WARM_UP_TOKENS: usize = 8;
-/// Passes of each loop over the buffer per measurement.
-const PASSES: usize = 3;
-
 /// Measures `model`. `progress` is told the repetitions done and wanted, and returns whether to go on.
 ///
 /// Errors: [`Error::InvalidArgument`] for a count of 0; [`Error::ContextOverflow`]; [`Error::Cancelled`], also when
@@ -120,6 +136,7 @@ pub fn run(
     let experts_before = model.stats().experts;
     let mut runs = Vec::new();
     let mut bandwidth = ReadBandwidth::default();
+    let mut storage: Option<f64> = None;
     let mut peak = PeakRss { bytes: None, exact: true };
     let warm_up = BenchOptions { gen_tokens: gen_tokens.min(WARM_UP_TOKENS), ..options.clone() };
     repetition(model, &prompt, &warm_up, cancel)?;
@@ -129,6 +146,10 @@ pub fn run(
         // Between repetitions, so that both figures see the same neighbours on this machine.
         bandwidth = bandwidth.max(measure_read_bandwidth(threads)?);
         peak.forget();
+        if !model.inner.cache.is_complete() {
+            let now = storage::measure(&model.inner.cache)?;
+            storage = Some(storage.unwrap_or(0.0).max(now));
+        }
         if !progress(i + 1, repetitions) {
             return Err(Error::Cancelled);
         }
@@ -161,7 +182,22 @@ pub fn run(
         read_bandwidth_share: if bandwidth.best > 0.0 { decode_bandwidth / bandwidth.best } else { 0.0 },
         peak_rss: peak.bytes,
         experts: model.stats().experts.since(&experts_before),
+        storage: storage.map(|bandwidth| storage_report(bandwidth, decode.median, middle)),
     })
+}
+
+fn storage_report(bandwidth: f64, decode: f64, stats: &GenerationStats) -> StorageReport {
+    let read = &stats.decode_experts;
+    let bytes_per_token = read.bytes_read.checked_div(stats.decode_steps as u64).unwrap_or(0);
+    let limit = if bytes_per_token == 0 { f64::INFINITY } else { bandwidth / bytes_per_token as f64 };
+    let decode_seconds = stats.decode_time.as_secs_f64();
+    StorageReport {
+        bandwidth,
+        bytes_per_token,
+        limit,
+        limit_share: decode / limit,
+        stall_share: if decode_seconds > 0.0 { read.stall.as_secs_f64() / decode_seconds } else { 0.0 },
+    }
 }
 
 /// One prompt and its continuation in a session of their own.
@@ -223,91 +259,6 @@ impl PeakRss {
     }
 }
 
-/// Bytes per second that a machine reads from memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-#[non_exhaustive]
-pub struct ReadBandwidth {
-    /// Of the fastest loop.
-    pub best: f64,
-    /// Of a plain loop.
-    pub plain: f64,
-}
-
-impl ReadBandwidth {
-    fn max(self, other: ReadBandwidth) -> ReadBandwidth {
-        ReadBandwidth { best: self.best.max(other.best), plain: self.plain.max(other.plain) }
-    }
-}
-
-/// Bytes that a loop reads in one go.
-const STEP: usize = 512;
-/// How far ahead of its reading a loop asks for memory.
-const AHEAD: usize = 4096;
-/// Places at which a loop reads in turn, at most.
-const STREAMS: usize = 4;
-
-/// Ways to read memory, the plain one first. Which is the fastest depends on the machine: some ask for memory far
-/// enough ahead by themselves, others need to be asked, or to see several streams.
-const LOOPS: [fn(&Kernels, &[u8]) -> u64; 4] =
-    [sum::<1, false>, sum::<1, true>, sum::<STREAMS, false>, sum::<STREAMS, true>];
-
-/// What `threads` threads together read from memory per second: the best of several passes over a buffer far larger
-/// than the caches.
-pub fn measure_read_bandwidth(threads: usize) -> Result<ReadBandwidth> {
-    let cache = platform::last_level_cache_bytes().unwrap_or(0);
-    let bytes = (cache * CACHE_MULTIPLE).clamp(MIN_BUFFER, MAX_BUFFER) as usize;
-    let threads = threads.max(1);
-    // Whole steps of every loop, so that all of them read all of it.
-    let part_bytes = bytes / threads / (STEP * STREAMS) * (STEP * STREAMS);
-    // As the weights lie: in huge pages where the system has them.
-    let mut arena = Arena::new(Arena::footprint(part_bytes) * threads, "the bandwidth measurement")?;
-    let mut parts: Vec<Slab> = (0..threads).map_while(|_| arena.take(part_bytes)).collect();
-    // Memory that was never written may be one page of zeros, over and over.
-    on_each(parts.iter_mut(), |part| part.fill(1));
-    let kernels = Kernels::detect(); // for its way to ask ahead, whatever set the model uses
-    let mut rates = [0f64; LOOPS.len()];
-    for _ in 0..PASSES {
-        // In turn, so that all see the same neighbours on this machine.
-        for (rate, read) in rates.iter_mut().zip(LOOPS) {
-            let began = Instant::now();
-            on_each(parts.iter(), |part| {
-                black_box(read(kernels, black_box(part)));
-            });
-            *rate = rate.max((part_bytes * parts.len()) as f64 / began.elapsed().as_secs_f64());
-        }
-    }
-    Ok(ReadBandwidth { best: rates.into_iter().fold(0.0, f64::max), plain: rates[0] })
-}
-
-/// Does `work` with every item, each on a thread of its own.
-fn on_each<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
-    std::thread::scope(|scope| {
-        for item in items {
-            let work = &work;
-            scope.spawn(move || work(item));
-        }
-    });
-}
-
-/// The sum of all words (of whole steps at each of `N` places), with enough independent additions that memory is what
-/// it waits for.
-fn sum<const N: usize, const ASK: bool>(kernels: &Kernels, bytes: &[u8]) -> u64 {
-    let mut lanes = [0u64; STEP / 8];
-    let stream = bytes.len() / N / STEP * STEP;
-    for at in (0..stream).step_by(STEP) {
-        for n in 0..N {
-            let rest = &bytes[n * stream + at..];
-            if ASK {
-                kernels.prefetch(rest.get(AHEAD..AHEAD + STEP).unwrap_or_default());
-            }
-            for (lane, word) in lanes.iter_mut().zip(rest.as_chunks().0) {
-                *lane = lane.wrapping_add(u64::from_ne_bytes(*word));
-            }
-        }
-    }
-    lanes.iter().fold(0, |a, &b| a.wrapping_add(b))
-}
-
 fn per_token(time: Duration, tokens: usize) -> Duration {
     time.checked_div(u32::try_from(tokens).unwrap_or(u32::MAX)).unwrap_or_default()
 }
@@ -328,24 +279,5 @@ mod tests {
         assert_eq!(spread(vec![3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0 });
         assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]), Spread { min: 1.0, median: 2.5, max: 4.0 });
         assert_eq!(spread(vec![5.0]), Spread { min: 5.0, median: 5.0, max: 5.0 });
-    }
-
-    #[test]
-    fn every_loop_reads_every_word() {
-        let words: Vec<u64> = (0..(STEP * STREAMS * 5 / 8) as u64).collect();
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let n = words.len() as u64;
-        for (i, read) in LOOPS.iter().enumerate() {
-            assert_eq!(read(Kernels::detect(), &bytes), n * (n - 1) / 2, "loop {i}");
-        }
-    }
-
-    #[test]
-    fn bandwidth_is_that_of_a_memory() {
-        let ReadBandwidth { best, plain } = measure_read_bandwidth(1).unwrap();
-        assert!(
-            (1e8..1e13).contains(&plain) && plain <= best && best < 1e13,
-            "{plain:e}, {best:e} bytes per second"
-        );
     }
 }

@@ -1,0 +1,40 @@
+//! How fast a model's experts can be read from storage.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::experts::ExpertCache;
+use crate::sample::SplitMix64;
+
+/// How long a measurement reads.
+const TIME: Duration = Duration::from_millis(500);
+
+/// Bytes per second that the cache's number of threads reads of experts' matrices, picked at random, in the way that the
+/// cache reads them, without rearranging or keeping what they read.
+pub(super) fn measure(cache: &ExpertCache) -> Result<f64> {
+    let (began, bytes) = (Instant::now(), AtomicU64::new(0));
+    let read = |seed: usize| -> Result<()> {
+        let mut random = SplitMix64::new(seed as u64);
+        let mut pick = |n: usize| (random.next_unit() * n as f64) as usize;
+        let mut buffer = cache.read_buffer()?;
+        while began.elapsed() < TIME {
+            let index = cache.index();
+            let (layer, expert, part) = (pick(index.layers.len()), pick(index.n_experts), pick(3));
+            bytes.fetch_add(cache.read_only(layer, expert, part, &mut buffer)?, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let start = |seed| {
+            scope.spawn({
+                let read = &read;
+                move || read(seed)
+            })
+        };
+        let threads: Vec<_> = (0..cache.readers()).map(start).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+    })?;
+    Ok(bytes.into_inner() as f64 / began.elapsed().as_secs_f64())
+}
