@@ -3,7 +3,7 @@
 //! The way of the data: file → [`gguf`] → [`Model`] (hyperparameters, resident weights, expert index) →
 //! forward pass (router → expert requests → attention → experts → head) → logits → [`sample`] →
 //! [`Session`] → text. A model is immutable and shared; a session is one conversation. Beside that way:
-//! [`mod@bench`], [`convert`], and [`routing`], which records expert choices and replays them against cache policies.
+//! [`mod@bench`], [`fn@perplexity`], [`convert`], and [`routing`], which records expert choices and replays them against cache policies.
 //!
 //! ```no_run
 //! use smallthinker_core::{GenerateOptions, Model};
@@ -42,6 +42,7 @@ mod session;
 
 pub mod bench;
 pub mod convert;
+mod perplexity;
 pub mod routing;
 
 // Tests of the whole engine over storage that fails.
@@ -64,6 +65,7 @@ pub use model::{
     ExpertKernel, Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress,
     parse_bytes,
 };
+pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sample::{SamplingParams, TokenLogprobs};
 pub use session::{
     Completion, FinishReason, GenerateOptions, Generation, GenerationStats, Generator, Piece, Session,

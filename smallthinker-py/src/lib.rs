@@ -12,6 +12,7 @@ mod files;
 mod generation;
 mod methods;
 mod model;
+mod perplexity;
 mod routing;
 mod session;
 mod slot;
@@ -31,6 +32,8 @@ mod _smallthinker {
     use crate::generation::{Generation, Stream, TokenLogprobs};
     #[pymodule_export]
     use crate::model::Model;
+    #[pymodule_export]
+    use crate::perplexity::perplexity;
     #[pymodule_export]
     use crate::routing::{policies, trace};
     #[pymodule_export]

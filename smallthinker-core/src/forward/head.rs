@@ -1,9 +1,11 @@
 //! Embedding lookup and LM head.
 
+use std::ops::Range;
+
 use crate::Result;
-use crate::forward::Pass;
 use crate::forward::clock::Stage;
 use crate::forward::linear::{Batch, linear};
+use crate::forward::{Pass, Scratch};
 use crate::kernels::{Acts, Forms};
 use crate::model::weights::Embedding;
 use crate::tensor::dequantize;
@@ -28,6 +30,19 @@ impl Pass<'_> {
             }
         }
         Ok(())
+    }
+
+    /// `logits` = those of some of the positions that the last [`run`](Pass::run) evaluated, `[positions][vocab]`.
+    pub(crate) fn logits_of(
+        &mut self,
+        positions: Range<usize>,
+        s: &mut Scratch,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let hidden = self.h.hidden;
+        logits.resize(positions.len() * self.h.vocab, 0.0);
+        let x = &s.x[positions.start * hidden..positions.end * hidden];
+        self.head(x, &mut s.norm, &mut s.acts, &mut s.batch, logits)
     }
 
     /// `logits` = those of the rows of `x` (final residuals).

@@ -15,15 +15,18 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::budget::{Budget, Lease};
+use crate::cancel::CancelFlag;
 use crate::chat::ChatTemplate;
 use crate::experts::{CachePolicy, ExpertCache};
+use crate::forward::Pass;
+use crate::forward::clock::Clock;
 use crate::forward::kv_cache::KvType;
 use crate::gguf::{Gguf, Source};
 use crate::kernels::Kernels;
-use crate::pool::Pool;
+use crate::pool::{Pool, Team};
 use crate::session::Session;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
-use crate::{CancelFlag, Error, Result};
+use crate::{Error, Result};
 
 use expert_index::ExpertIndex;
 pub use hparams::{Gating, Hparams, LayerAttention};
@@ -227,6 +230,26 @@ impl Inner {
     /// Whether experts are read that the next layer is expected to choose: not if all are in memory.
     pub(crate) fn looks_ahead(&self) -> bool {
         self.look_ahead && !self.cache.is_complete()
+    }
+}
+
+impl Inner {
+    /// A forward pass of this model on these threads.
+    pub(crate) fn pass<'a>(&'a self, team: &'a Team<'a>, cancel: &'a CancelFlag) -> Pass<'a> {
+        Pass {
+            h: &self.h,
+            weights: &self.weights,
+            cache: &self.cache,
+            source: &self.source,
+            kernels: self.kernels,
+            team,
+            cancel,
+            clock: Clock::start(),
+            detailed: false,
+            routing: None,
+            look_ahead: self.looks_ahead(),
+            guess: Vec::new(),
+        }
     }
 }
 

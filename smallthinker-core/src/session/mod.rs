@@ -3,13 +3,14 @@
 mod generate;
 mod metrics;
 mod save;
+mod score;
 
 use std::path::Path;
 
 use crate::budget::Lease;
 use crate::cancel::CancelFlag;
 use crate::chat::Message;
-use crate::forward::clock::{Clock, StageTimes};
+use crate::forward::clock::StageTimes;
 use crate::forward::kv_cache::KvCache;
 use crate::forward::{Pass, Scratch, Want};
 use crate::model::{Model, scratch_bytes};
@@ -260,18 +261,9 @@ impl Session {
             // Taken per chunk: sessions alternate.
             let team = m.pool.team(&self.cancel)?;
             let mut pass = Pass {
-                h: &m.h,
-                weights: &m.weights,
-                cache: &m.cache,
-                source: &m.source,
-                kernels: m.kernels,
-                team: &team,
-                cancel: &self.cancel,
-                clock: Clock::start(),
                 detailed: self.detailed,
                 routing: self.routing.as_ref().map(|_| Vec::new()),
-                look_ahead: m.looks_ahead(),
-                guess: Vec::new(),
+                ..m.pass(&team, &self.cancel)
             };
             let want = if want == Want::Last && i != last { Want::None } else { want };
             pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;

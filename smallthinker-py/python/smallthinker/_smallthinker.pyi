@@ -14,6 +14,7 @@ from ._types import (
     Inspection,
     Message,
     ModelStats,
+    Perplexity,
     Plan,
     PolicyComparison,
     Profile,
@@ -30,6 +31,7 @@ __all__ = [
     "bench",
     "convert",
     "inspect",
+    "perplexity",
     "plan",
     "policies",
     "profile",
@@ -259,6 +261,14 @@ def bench(
     progress: Callable[[int, int], object] | None = None,
 ) -> Benchmark: ...
 def profile(model: Model, *, prompt_tokens: int = 128, gen_tokens: int = 64) -> Profile: ...
+def perplexity(
+    model: Model,
+    text: str,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Perplexity: ...
 def inspect(path: str | PathLike[str]) -> Inspection: ...
 def plan(
     path: str | PathLike[str],

@@ -206,6 +206,22 @@ class Profile(Measurement):
     expert_kernels: List[ExpertKernel]
 
 
+class Perplexity(TypedDict):
+    """How well a model predicted a text. tokens and bytes are those that were scored; nats is the sum of their negative
+    log probabilities. bos tells whether windows began with BOS."""
+
+    perplexity: float
+    bits_per_byte: float
+    bits_per_token: float
+    nats: float
+    tokens: int
+    bytes: int
+    windows: int
+    context: int
+    stride: int
+    bos: bool
+
+
 class TraceSummary(TypedDict):
     """What a routing trace holds. experts are those of all layers; expert_slot is the bytes of a cache slot.
 

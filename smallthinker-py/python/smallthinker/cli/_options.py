@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
+from .._errors import InvalidArgument
 from .._smallthinker import Model
 from ._progress import bar
 
@@ -65,6 +67,14 @@ def sampling(args: argparse.Namespace) -> Dict[str, Any]:
     """The keyword arguments of generate() and its kin."""
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     return {name: getattr(args, name) for name in names}
+
+
+def read_text(path: str) -> str:
+    """A file's text, which must be UTF-8; "-" is stdin."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path}: byte {error.start} is not UTF-8") from None
 
 
 def write(text: str) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from .._errors import InvalidArgument
 from .._smallthinker import trace
-from ._options import add_model, load
+from ._options import add_model, load, read_text
 
 
 def add(commands: Any) -> None:
@@ -58,7 +56,4 @@ def read(args: argparse.Namespace) -> str:
     """The text that the options name."""
     if args.file is None:
         return sys.stdin.read() if args.prompt is None else str(args.prompt)
-    try:
-        return Path(args.file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{args.file}: byte {error.start} is not UTF-8") from None
+    return read_text(args.file)
