@@ -180,6 +180,9 @@ typedef struct st_model_options {
     /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" (least
     /// recently used) or "cyclic" (next use expected last); NULL = "cyclic". Does not change any result.
     const char *cache_policy;
+    /// How logits are made, NUL-terminated: "full", or "sparse", which computes only those that may be the largest (others
+    /// are minus infinity), from the predictor that the file brings or a sketch made while loading; NULL = "full".
+    const char *lm_head;
 } st_model_options;
 
 /// A number added to the logit of a token before sampling.
@@ -228,6 +231,9 @@ typedef struct st_generate_options {
     const struct st_logit_bias *logit_bias;
     /// Length of `logit_bias`. Default 0.
     size_t logit_bias_count;
+    /// "full" or "sparse", NUL-terminated; NULL = as the model was opened. "sparse" needs a model opened with it. Log
+    /// probabilities are always from the full head.
+    const char *lm_head;
 } st_generate_options;
 
 /// What a model takes of a memory budget, in bytes where nothing else is said. Set `size` before the call.
@@ -262,6 +268,8 @@ typedef struct st_plan {
     uint64_t per_token;
     /// Budget at which nothing is ever read twice, with one session at the full context.
     uint64_t everything;
+    /// What the sparse LM head holds besides the head; 0 with the full head.
+    uint64_t lm_head;
 } st_plan;
 
 /// State of a model and its expert cache since it was opened. Set `size` before the call.
@@ -298,6 +306,9 @@ typedef struct st_stats {
     uint32_t sparse_down;
     /// What the expert cache evicts, "lru" or "cyclic", NUL-terminated.
     char cache_policy[32];
+    /// What picks the rows of the sparse LM head, NUL-terminated: "file" (a predictor that the file brings), "sketch" (made
+    /// while loading), or "" if the model was opened with the full head only.
+    char head_predictor[32];
 } st_stats;
 
 /// One message of a chat.
@@ -388,6 +399,8 @@ typedef struct st_generation_stats {
     uint64_t expert_bytes_read;
     /// Seconds that computation waited for them.
     double expert_stall_seconds;
+    /// Rows of the LM head computed per decoded token; the size of the vocabulary with the full head.
+    double head_rows_per_token;
 } st_generation_stats;
 
 #ifdef __cplusplus

@@ -3,7 +3,7 @@
 //! The way of the data: file → [`gguf`] → [`Model`] (hyperparameters, resident weights, expert index) →
 //! forward pass (router → expert requests → attention → experts → head) → logits → [`sample`] →
 //! [`Session`] → text. A model is immutable and shared; a session is one conversation. Beside that way:
-//! [`mod@bench`], [`fn@perplexity`], [`convert`], and [`routing`], which records expert choices and replays them against cache policies.
+//! [`mod@bench`], [`fn@perplexity`], [`compare_heads`], [`convert`], and [`routing`], which records expert choices and replays them against cache policies.
 //!
 //! ```no_run
 //! use smallthinker_core::{GenerateOptions, Model};
@@ -42,6 +42,7 @@ mod session;
 
 pub mod bench;
 pub mod convert;
+mod heads;
 mod perplexity;
 pub mod routing;
 
@@ -61,9 +62,10 @@ pub use error::{Error, ErrorKind, Result};
 pub use experts::{CachePolicy, ExpertStats, LookAheadStats};
 pub use forward::clock::{Stage, StageTimes};
 pub use forward::kv_cache::KvType;
+pub use heads::{HeadComparison, HeadOptions, HeadQuality, compare_heads};
 pub use model::{
-    ExpertKernel, Gating, Hparams, LayerAttention, Model, ModelOptions, ModelStats, Plan, Progress,
-    parse_bytes,
+    ExpertKernel, Gating, HeadPredictor, Hparams, LayerAttention, LmHead, Model, ModelOptions, ModelStats,
+    Plan, Progress, parse_bytes,
 };
 pub use perplexity::{Perplexity, PerplexityOptions, perplexity};
 pub use sample::{SamplingParams, TokenLogprobs};

@@ -68,6 +68,9 @@ pub struct st_model_options {
     /// What the expert cache evicts under a budget that does not hold all experts, NUL-terminated: "lru" (least
     /// recently used) or "cyclic" (next use expected last); NULL = "cyclic". Does not change any result.
     pub cache_policy: *const c_char,
+    /// How logits are made, NUL-terminated: "full", or "sparse", which computes only those that may be the largest (others
+    /// are minus infinity), from the predictor that the file brings or a sketch made while loading; NULL = "full".
+    pub lm_head: *const c_char,
 }
 
 /// A number added to the logit of a token before sampling.
@@ -120,13 +123,16 @@ pub struct st_generate_options {
     pub logit_bias: *const st_logit_bias,
     /// Length of `logit_bias`. Default 0.
     pub logit_bias_count: usize,
+    /// "full" or "sparse", NUL-terminated; NULL = as the model was opened. "sparse" needs a model opened with it. Log
+    /// probabilities are always from the full head.
+    pub lm_head: *const c_char,
 }
 
 // Padding would let a later field appear inside the size of today's struct, where old programs have garbage.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_model_options>() == 9 * 8 + 2 * 4);
+const _: () = assert!(size_of::<st_model_options>() == 10 * 8 + 2 * 4);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_generate_options>() == 11 * 8 + 6 * 4);
+const _: () = assert!(size_of::<st_generate_options>() == 12 * 8 + 6 * 4);
 
 // SAFETY: repr(C), without padding (asserted above), numbers and pointers only.
 unsafe impl Growing for st_model_options {
@@ -143,6 +149,7 @@ unsafe impl Growing for st_model_options {
             progress_user_data: ptr::null_mut(),
             progress: None,
             cache_policy: ptr::null(),
+            lm_head: ptr::null(),
         }
     }
 }
@@ -168,6 +175,7 @@ unsafe impl Growing for st_generate_options {
             stop_token_count: 0,
             logit_bias: ptr::null(),
             logit_bias_count: 0,
+            lm_head: ptr::null(),
         }
     }
 }
@@ -235,6 +243,10 @@ pub(crate) unsafe fn model_options(pointer: *const st_model_options) -> Result<M
         // SAFETY: as above.
         options.cache_policy = unsafe { c_text(from.cache_policy, "options.cache_policy") }?.parse()?;
     }
+    if !from.lm_head.is_null() {
+        // SAFETY: as above.
+        options.lm_head = unsafe { c_text(from.lm_head, "options.lm_head") }?.parse()?;
+    }
     if let Some(progress) = from.progress {
         let (user_data, cancel) = (UserData(from.progress_user_data), CancelFlag::new());
         options.cancel = cancel.clone();
@@ -270,6 +282,10 @@ pub(crate) unsafe fn generate_options(pointer: *const st_generate_options) -> Re
     for (i, &text) in stop.iter().enumerate() {
         // SAFETY: the caller's contract; NULL is refused.
         options.stop.push(unsafe { c_text(text, &format!("options.stop[{i}]")) }?.to_owned());
+    }
+    if !from.lm_head.is_null() {
+        // SAFETY: not NULL, so by the caller's contract NUL-terminated.
+        options.lm_head = Some(unsafe { c_text(from.lm_head, "options.lm_head") }?.parse()?);
     }
     options.stop_tokens = stop_tokens.to_vec();
     let sampling = &mut options.sampling;

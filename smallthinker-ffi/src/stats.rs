@@ -53,6 +53,8 @@ pub struct st_plan {
     pub per_token: u64,
     /// Budget at which nothing is ever read twice, with one session at the full context.
     pub everything: u64,
+    /// What the sparse LM head holds besides the head; 0 with the full head.
+    pub lm_head: u64,
 }
 
 /// State of a model and its expert cache since it was opened. Set `size` before the call.
@@ -91,6 +93,9 @@ pub struct st_stats {
     pub sparse_down: u32,
     /// What the expert cache evicts, "lru" or "cyclic", NUL-terminated.
     pub cache_policy: [c_char; 32],
+    /// What picks the rows of the sparse LM head, NUL-terminated: "file" (a predictor that the file brings), "sketch" (made
+    /// while loading), or "" if the model was opened with the full head only.
+    pub head_predictor: [c_char; 32],
 }
 
 /// What a generation was and how fast. Prefill is the evaluation of the prompt, decode everything after the
@@ -138,15 +143,17 @@ pub struct st_generation_stats {
     pub expert_bytes_read: u64,
     /// Seconds that computation waited for them.
     pub expert_stall_seconds: f64,
+    /// Rows of the LM head computed per decoded token; the size of the vocabulary with the full head.
+    pub head_rows_per_token: f64,
 }
 
 // No padding: the whole struct is copied to the caller byte by byte.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_plan>() == 14 * 8);
+const _: () = assert!(size_of::<st_plan>() == 15 * 8);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 2 * 4 + 2 * 32);
+const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 2 * 4 + 3 * 32);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_generation_stats>() == 17 * 8 + 2 * 4 + 32);
+const _: () = assert!(size_of::<st_generation_stats>() == 18 * 8 + 2 * 4 + 32);
 
 impl From<&Plan> for st_plan {
     fn from(plan: &Plan) -> st_plan {
@@ -165,6 +172,7 @@ impl From<&Plan> for st_plan {
             floor: plan.floor,
             per_token: plan.per_token,
             everything: plan.everything,
+            lm_head: plan.lm_head,
         }
     }
 }
@@ -188,6 +196,7 @@ impl From<&ModelStats> for st_stats {
             sparse_up: u32::from(stats.sparse_up),
             sparse_down: u32::from(stats.sparse_down),
             cache_policy: name(stats.cache_policy.name()),
+            head_predictor: name(stats.head_predictor.map_or("", |p| p.name())),
         }
     }
 }
@@ -216,6 +225,7 @@ impl st_generation_stats {
             expert_misses: stats.experts.misses,
             expert_bytes_read: stats.experts.bytes_read,
             expert_stall_seconds: seconds(stats.experts.stall),
+            head_rows_per_token: stats.head_rows_per_token(),
         }
     }
 }

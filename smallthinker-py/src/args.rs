@@ -128,6 +128,7 @@ pub(crate) struct Keywords<'py> {
     pub(crate) seed: Option<i128>,
     pub(crate) stop: Option<Bound<'py, PyAny>>,
     pub(crate) logprobs: Option<i128>,
+    pub(crate) lm_head: Option<&'py str>,
 }
 
 impl Keywords<'_> {
@@ -144,6 +145,7 @@ impl Keywords<'_> {
         options.sampling.seed = self.seed.map(|n| at_least("seed", n, 0)).transpose()?;
         options.stop = stop_strings(self.stop)?;
         options.logprobs = self.logprobs.map(|n| at_least("logprobs", n, 0)).transpose()?;
+        options.lm_head = self.lm_head.map(|name| name.parse().map_err(errors::to_py)).transpose()?;
         Ok(options)
     }
 }

@@ -72,6 +72,8 @@ pub(crate) fn generation<'py>(py: Python<'py>, s: &GenerationStats) -> PyResult<
     dict.set_item("expert_cache", experts(py, &s.experts)?)?;
     dict.set_item("kernels", s.kernels)?;
     dict.set_item("threads", s.threads)?;
+    dict.set_item("lm_head", s.lm_head.name())?;
+    dict.set_item("head_rows_per_token", s.head_rows_per_token())?;
     dict.set_item("seed", s.seed)?;
     Ok(dict)
 }
@@ -85,6 +87,8 @@ pub(crate) fn model<'py>(py: Python<'py>, s: &ModelStats) -> PyResult<Bound<'py,
     dict.set_item("budget_used", s.budget_used)?;
     dict.set_item("expert_cache", experts(py, &s.experts)?)?;
     dict.set_item("cache_policy", s.cache_policy.name())?;
+    dict.set_item("lm_head", s.lm_head.name())?;
+    dict.set_item("head_predictor", s.head_predictor.map(|p| p.name()))?;
     dict.set_item("sparse_up", s.sparse_up)?;
     dict.set_item("sparse_down", s.sparse_down)?;
     Ok(dict)
@@ -97,6 +101,7 @@ pub(crate) fn plan<'py>(py: Python<'py>, p: &Plan) -> PyResult<Bound<'py, PyDict
     dict.set_item("per_token", p.per_token)?;
     dict.set_item("everything", p.everything)?;
     dict.set_item("resident", p.resident)?;
+    dict.set_item("lm_head", p.lm_head)?;
     dict.set_item("tokenizer", p.tokenizer)?;
     dict.set_item("scratch", p.scratch)?;
     dict.set_item("kv_first_page", p.kv_first_page)?;

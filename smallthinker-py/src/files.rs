@@ -1,11 +1,11 @@
-//! Functions on files: `inspect`, `plan`, `convert`.
+//! Functions on files: `inspect`, `plan`, `convert`, `quantize`.
 
 use std::path::PathBuf;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use smallthinker_core::convert::ConvertOptions;
+use smallthinker_core::convert::{ConvertOptions, QuantizeOptions};
 use smallthinker_core::gguf::{Array, Gguf, TensorInfo, Value};
 use smallthinker_core::tensor::DType;
 use smallthinker_core::{CancelFlag, Gating, Hparams, Model, ModelOptions};
@@ -116,18 +116,20 @@ fn metadata_array<'py>(py: Python<'py>, array: &Array) -> PyResult<Bound<'py, Py
 
 /// What a model file takes under a memory budget, in bytes, without loading it.
 #[pyfunction]
-#[pyo3(signature = (path, *, memory_budget=None, chunk=None, kv_type="f16"))]
+#[pyo3(signature = (path, *, memory_budget=None, chunk=None, kv_type="f16", lm_head="full"))]
 pub(crate) fn plan<'py>(
     py: Python<'py>,
     path: PathBuf,
     memory_budget: Option<Bound<'py, PyAny>>,
     chunk: Option<i128>,
     kv_type: &str,
+    lm_head: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut options = ModelOptions::default();
     options.memory_budget = args::byte_count("memory_budget", memory_budget.as_ref())?;
     options.chunk = chunk.map(|n| args::at_least("chunk", n, 1)).transpose()?;
     options.kv_type = args::kv_type(kv_type)?;
+    options.lm_head = lm_head.parse().map_err(errors::to_py)?;
     dicts::plan(py, &enter::detached(py, move || Model::plan_for(&path, &options))?)
 }
 
@@ -144,11 +146,8 @@ pub(crate) fn convert<'py>(
     r#type: &str,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let wanted = DType::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(r#type));
     let writable = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
-    let Some(dtype) = wanted.filter(|t| writable.contains(t)) else {
-        return Err(errors::argument("type", format!("{:?}", r#type), "f32, f16, bf16, q8_0, q4_0"));
-    };
+    let dtype = weight_type(r#type, &writable, "f32, f16, bf16, q8_0, q4_0")?;
     let progress = Progress::new(progress)?;
     let cancel = CancelFlag::new();
     let converted = enter::interruptible(py, &Stop::new(cancel.clone()), || {
@@ -166,4 +165,42 @@ pub(crate) fn convert<'py>(
     dict.set_item("fallbacks", report.fallbacks)?;
     dict.set_item("skipped", report.skipped)?;
     Ok(dict)
+}
+
+/// Writes a model in F32, F16 or BF16 anew, with its weights in a smaller type: q8_0 or q4_0.
+///
+/// Norms and routers become F32. progress is called with (done, total) bytes. The file appears only when it is complete.
+#[pyfunction]
+#[pyo3(signature = (path, out, r#type="q4_0", progress=None))]
+pub(crate) fn quantize<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    out: PathBuf,
+    r#type: &str,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dtype = weight_type(r#type, &[DType::Q8_0, DType::Q4_0], "q8_0, q4_0")?;
+    let progress = Progress::new(progress)?;
+    let cancel = CancelFlag::new();
+    let quantized = enter::interruptible(py, &Stop::new(cancel.clone()), || {
+        let mut report =
+            |done, total| !cancel.is_cancelled() && progress.as_ref().is_none_or(|p| p.report(done, total));
+        let mut options = QuantizeOptions::new(dtype);
+        options.progress = Some(&mut report);
+        smallthinker_core::convert::quantize_file(&path, &out, options)
+    });
+    let report = Progress::settle(progress.as_ref(), quantized)?;
+    let dict = PyDict::new(py);
+    dict.set_item("tensors", report.tensors)?;
+    dict.set_item("quantized", report.quantized)?;
+    dict.set_item("source_bytes", report.source_bytes)?;
+    dict.set_item("data_bytes", report.data_bytes)?;
+    dict.set_item("fallbacks", report.fallbacks)?;
+    Ok(dict)
+}
+
+/// The type of a name, in any case.
+fn weight_type(name: &str, writable: &[DType], allowed: &str) -> PyResult<DType> {
+    let wanted = writable.iter().find(|t| t.name().eq_ignore_ascii_case(name));
+    wanted.copied().ok_or_else(|| errors::argument("type", format!("{name:?}"), allowed))
 }

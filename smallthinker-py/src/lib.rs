@@ -10,6 +10,7 @@ mod enter;
 mod errors;
 mod files;
 mod generation;
+mod heads;
 mod methods;
 mod model;
 mod perplexity;
@@ -27,9 +28,11 @@ mod _smallthinker {
     #[pymodule_export]
     use crate::bench::{bench, profile};
     #[pymodule_export]
-    use crate::files::{convert, inspect, plan};
+    use crate::files::{convert, inspect, plan, quantize};
     #[pymodule_export]
     use crate::generation::{Generation, Stream, TokenLogprobs};
+    #[pymodule_export]
+    use crate::heads::heads;
     #[pymodule_export]
     use crate::model::Model;
     #[pymodule_export]

@@ -23,7 +23,9 @@ use crate::{dicts, errors};
 /// path None is the model that comes with the package. memory_budget (bytes, or a text such as "8GiB") covers
 /// weights, caches and buffers; None takes what the model needs, as far as the machine has it. progress is called
 /// with (done, total) bytes while loading. Other arguments change speed or limits, not results, except gating,
-/// which corrects files that state their router wrongly. cache_policy is what the expert cache evicts under a budget
+/// which corrects files that state their router wrongly, and lm_head: "sparse" computes only logits that may be the
+/// largest (others are minus infinity), from the predictor that the file brings or a sketch made while loading;
+/// generations can still ask for "full". cache_policy is what the expert cache evicts under a budget
 /// that does not hold all experts: "lru" (least recently used) or "cyclic" (next use expected last); None is "cyclic".
 #[pyclass(frozen, module = "smallthinker")]
 pub(crate) struct Model {
@@ -51,10 +53,6 @@ impl Model {
         cache_policy: Option<&str>,
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Model> {
-        if lm_head != "full" {
-            let allowed = "\"full\" (the sparse head is not supported yet)";
-            return Err(errors::argument("lm_head", format!("{lm_head:?}"), allowed));
-        }
         let path = match path {
             Some(path) => path,
             None => py.import("smallthinker._shipped")?.call_method0("shipped_model_path")?.extract()?,
@@ -67,6 +65,7 @@ impl Model {
             context_length.map(|n| args::at_least("context_length", n, 1)).transpose()?;
         options.chunk = chunk.map(|n| args::at_least("chunk", n, 1)).transpose()?;
         options.kv_type = args::kv_type(kv_type)?;
+        options.lm_head = lm_head.parse().map_err(errors::to_py)?;
         options.gating = args::gating(gating)?;
         if let Some(name) = cache_policy {
             options.cache_policy = name.parse().map_err(errors::to_py)?;

@@ -215,6 +215,9 @@ static void test_bad_files(const char *path, const char *folder) {
     options.cache_policy = "fifo";
     CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "found \"fifo\", allowed: lru, cyclic");
     options.cache_policy = NULL;
+    options.lm_head = "half";
+    CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "found \"half\", allowed: full, sparse");
+    options.lm_head = NULL;
     options.kv_type = 77;
     CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "kv_type: found 77");
     CHECK(model == NULL);
@@ -266,6 +269,46 @@ static void test_sizes(const st_model *model, const char *path) {
     generate_options.stop_count = 99;
     CHECK_OK(st_session_generate(session, &generate_options, NULL, NULL, NULL, NULL));
     st_session_free(session);
+}
+
+/* The likeliest tokens without most of the logits. */
+static void test_sparse_head(const st_model *full, const char *path) {
+    st_model_options options;
+    st_generate_options generate = greedy(30);
+    st_generation_stats stats;
+    st_stats state;
+    st_model *model = NULL;
+    st_session *session = new_session(full, PROMPT);
+    char *text = NULL, *other = NULL;
+    size_t vocab = 0;
+    CHECK_OK(st_model_vocab_size(full, &vocab));
+    stats.size = sizeof stats;
+    state.size = sizeof state;
+    CHECK_OK(st_session_generate(session, &generate, NULL, NULL, &text, &stats));
+    CHECK(stats.head_rows_per_token == (double)vocab);
+    generate.lm_head = "sparse";
+    CHECK_FAILS(st_session_generate(session, &generate, NULL, NULL, NULL, NULL), ST_INVALID_ARGUMENT, "opened without");
+    st_session_free(session);
+
+    CHECK_OK(st_model_options_init(&options, sizeof options));
+    options.lm_head = "sparse";
+    CHECK_OK(st_model_open(path, &options, &model));
+    CHECK_OK(st_model_stats(model, &state));
+    CHECK(strcmp(state.head_predictor, "sketch") == 0);
+    session = new_session(model, PROMPT);
+    CHECK_OK(st_session_generate(session, &generate, NULL, NULL, &other, &stats));
+    CHECK(strcmp(text, other) == 0);
+    CHECK(stats.head_rows_per_token > 0 && stats.head_rows_per_token < (double)vocab);
+    st_session_free(session);
+    st_string_free(other);
+    session = new_session(model, PROMPT);
+    generate.lm_head = "full";
+    CHECK_OK(st_session_generate(session, &generate, NULL, NULL, &other, &stats));
+    CHECK(strcmp(text, other) == 0 && stats.head_rows_per_token == (double)vocab);
+    st_session_free(session);
+    st_string_free(other);
+    st_string_free(text);
+    st_model_free(model);
 }
 
 static int on_progress(void *user_data, uint64_t done, uint64_t total) {
@@ -322,6 +365,7 @@ static void test_tokens(const st_model *model) {
     CHECK(stats.expert_slots >= stats.expert_resident);
     CHECK(stats.sparse_up == 1 && stats.sparse_down <= 1);
     CHECK(strcmp(stats.cache_policy, "cyclic") == 0);
+    CHECK(stats.head_predictor[0] == '\0');
 }
 
 struct seen {
@@ -755,6 +799,7 @@ int main(int argc, char **argv) {
     test_null(model);
     test_bad_files(argv[1], folder);
     test_sizes(model, argv[1]);
+    test_sparse_head(model, argv[1]);
     test_progress(argv[1]);
     test_tokens(model);
     test_generate(model);

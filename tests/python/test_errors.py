@@ -83,7 +83,7 @@ def test_budget_below_the_floor(model_path):
         ({"gating": "maybe"}, "gating"),
         ({"cache_policy": "fifo"}, "cache_policy.*\"fifo\".*lru, cyclic"),
         ({"context_length": 1 << 40}, "context_length"),
-        ({"lm_head": "sparse"}, "lm_head.*full"),
+        ({"lm_head": "half"}, "lm_head.*full, sparse"),
         ({"progress": 3}, "progress"),
     ],
 )

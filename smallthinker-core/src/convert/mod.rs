@@ -8,6 +8,7 @@ mod checkpoint;
 mod config;
 mod json;
 mod plan;
+mod requantize;
 #[cfg(test)]
 mod tests;
 mod vocab;
@@ -22,6 +23,7 @@ use crate::tensor::{DType, quantize};
 use checkpoint::{Checkpoint, Stored};
 use config::Config;
 use plan::{Plan, Planned};
+pub use requantize::{QuantizeOptions, QuantizeReport, quantize_file};
 
 /// Elements converted at a time: 4 MiB of `f32`, so memory does not grow with the model.
 const CHUNK_ELEMENTS: u64 = 1 << 20;
@@ -135,17 +137,7 @@ impl Job<'_, '_> {
         check_range(&self.weights, t.dtype).map_err(|(found, allowed)| {
             Error::malformed(self.checkpoint.path_of(part), t.name.as_str(), found, allowed)
         })?;
-        // Rows are independent, so the result does not depend on how they are shared out.
-        let rows_each = (n / cols).div_ceil(rayon::current_num_threads()).max(1);
-        let converted: Vec<Result<Vec<u8>>> = self
-            .weights
-            .par_chunks(rows_each * cols)
-            .map(|rows| {
-                let mut out = Vec::new();
-                quantize(t.dtype, rows, &mut out).map(|()| out)
-            })
-            .collect();
-        for rows in converted {
+        for rows in encode(t.dtype, &self.weights, cols) {
             let rows = rows?;
             self.stream.write(&rows)?;
             self.done += rows.len() as u64;
@@ -155,6 +147,17 @@ impl Job<'_, '_> {
             false => Err(Error::Cancelled),
         }
     }
+}
+
+/// Whole rows of `cols` weights in a type, one part after the other.
+fn encode(dtype: DType, weights: &[f32], cols: usize) -> Vec<Result<Vec<u8>>> {
+    // Rows are independent, so the result does not depend on how they are shared out.
+    let rows_each = (weights.len() / cols).div_ceil(rayon::current_num_threads()).max(1);
+    let part = |rows: &[f32]| {
+        let mut out = Vec::new();
+        quantize(dtype, rows, &mut out).map(|()| out)
+    };
+    weights.par_chunks(rows_each * cols).map(part).collect()
 }
 
 /// Refuses weights that `dtype` cannot hold: what was found and what is allowed.

@@ -11,14 +11,17 @@ mod moe;
 mod moe_batch;
 mod moe_packed;
 mod neurons;
+mod picker;
 mod rope;
 mod router;
+mod sparse_head;
 
 use crate::cancel::CancelFlag;
 use crate::experts::ExpertCache;
 use crate::gguf::Source;
 use crate::kernels::{Acts, Forms, Kernels};
 use crate::model::hparams::Hparams;
+use crate::model::predictor::Predictor;
 use crate::model::weights::{LayerWeights, Weights};
 use crate::pool::Team;
 use crate::tiles::tiles;
@@ -27,10 +30,10 @@ use crate::{Error, Result};
 use attention::{Queries, attend};
 use clock::{Clock, Stage};
 use kv_cache::{KvCache, NewKv};
-pub(crate) use linear::TaskBuffers;
-use linear::{Batch, linear};
+pub(crate) use linear::{Batch, TaskBuffers, linear};
 use moe::MoeScratch;
 pub(crate) use moe_packed::MOST_EXPERTS;
+pub(crate) use picker::Picker;
 use rope::RopeTable;
 use router::{Choice, choose};
 
@@ -59,6 +62,12 @@ pub(crate) struct Pass<'a> {
     pub(crate) look_ahead: bool,
     /// That, for the layer in progress.
     pub(crate) guess: Vec<usize>,
+    /// What picks rows of the head, if not all are wanted of the last position.
+    pub(crate) predictor: Option<&'a Predictor>,
+    /// Rows of the head that are computed whatever it says.
+    pub(crate) head_rows: &'a [u32],
+    /// Rows of the head that were computed for last positions.
+    pub(crate) rows_done: usize,
 }
 
 /// Whose logits a pass should make.
@@ -87,6 +96,9 @@ pub(crate) struct Scratch {
     rope: RopeTable,
     moe: MoeScratch,
     batch: Batch,
+    /// Coordinates of a state, as the head's predictor sees it, and what it picks.
+    coordinates: Vec<f32>,
+    pub(crate) picker: Picker,
 }
 
 impl Pass<'_> {
@@ -116,8 +128,14 @@ impl Pass<'_> {
             Want::Last => {
                 // Of the same length as before, as a rule: nothing to fill.
                 logits.resize(self.h.vocab, 0.0);
-                let x = &s.x[(n - 1) * self.h.hidden..];
-                self.head(x, &mut s.norm, &mut s.acts, &mut s.batch, logits)?
+                self.rows_done += match self.predictor {
+                    Some(predictor) => self.sparse_logits_of(predictor, n - 1, s, logits)?,
+                    None => {
+                        let x = &s.x[(n - 1) * self.h.hidden..];
+                        self.head(x, &mut s.norm, &mut s.acts, &mut s.batch, logits)?;
+                        self.h.vocab
+                    }
+                }
             }
             Want::All => {
                 let at = logits.len();

@@ -92,7 +92,7 @@ pub(crate) fn compute(
     Ok(())
 }
 
-fn some_rows(
+pub(super) fn some_rows(
     kernels: &Kernels,
     m: &Matrix<'_>,
     rows: PickedRows<'_>,

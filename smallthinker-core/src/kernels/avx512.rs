@@ -6,7 +6,7 @@ mod float;
 use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, avx2, gemm, lanes, neurons};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, avx2, gemm, lanes, neurons, signs};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, padded};
 
@@ -21,6 +21,7 @@ const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
         tile,
         lanes: lanes::avx512::lanes,
         neurons: neurons::Functions { q4_0: neurons::avx512::neurons, q8_0: neurons::avx512::neurons },
+        signs: signs::avx512::signs,
         prefetch: avx2::prefetch_bytes,
         quantize_acts: avx2::quantize_acts,
         dot_f16: avx2::dot_f16,

@@ -16,8 +16,9 @@ pub(crate) mod lanes;
 mod neon;
 pub(crate) mod neurons;
 mod scalar;
+pub(crate) mod signs;
 #[cfg(test)]
-pub(in crate::kernels) mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::ops::Range;
@@ -71,6 +72,7 @@ pub struct Kernels {
     tile: fn(DType) -> TileFn,
     lanes: lanes::LanesFn,
     neurons: neurons::Functions,
+    signs: signs::SignsFn,
     prefetch: unsafe fn(&[u8]),
     quantize_acts: unsafe fn(&[f32], &mut [ActGroup]),
     dot_f16: unsafe fn(&[f32], &[u16]) -> f32,

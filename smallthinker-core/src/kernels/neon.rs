@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use super::acts::ActGroup;
 use super::gemm::SCALAR;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, scalar, signs};
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, f16};
 
@@ -14,6 +14,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     tile,
     lanes: lanes::neon::lanes,
     neurons: neurons::Functions { q4_0: neurons::neon::neurons, q8_0: neurons::neon::neurons },
+    signs: signs::scalar::signs,
     prefetch: |_| {},
     quantize_acts,
     dot_f16,

@@ -2,7 +2,7 @@
 
 use super::acts::ActGroup;
 use super::gemm::SCALAR;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, signs};
 use crate::tensor::DType;
 use crate::tensor::block::{self, Block, cast, f16};
 
@@ -11,6 +11,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     tile,
     lanes: lanes::scalar::lanes,
     neurons: neurons::Functions { q4_0: neurons::scalar::neurons, q8_0: neurons::scalar::neurons },
+    signs: signs::scalar::signs,
     prefetch: |_| {},
     quantize_acts,
     dot_f16,

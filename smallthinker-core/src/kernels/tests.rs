@@ -9,7 +9,7 @@ use super::{Acts, Kernels, scalar};
 use crate::tensor::{DType, dequantize};
 
 /// A small generator with a fixed start, so that failures repeat.
-pub(super) struct Rng(pub(super) u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
     pub(super) fn next(&mut self) -> u64 {
@@ -25,7 +25,7 @@ impl Rng {
     pub(super) fn unit(&mut self) -> f32 {
         (self.next() & 0xff_ffff) as f32 / 8_388_608.0 - 1.0
     }
-    pub(super) fn vector(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn vector(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.unit()).collect()
     }
     fn int(&mut self, bound: i32) -> i32 {

@@ -4,6 +4,7 @@ pub(crate) mod expert_index;
 pub(crate) mod hparams;
 mod options;
 mod plan;
+pub(crate) mod predictor;
 mod stats;
 pub(crate) mod weights;
 
@@ -33,6 +34,8 @@ pub use hparams::{Gating, Hparams, LayerAttention};
 pub use options::{ModelOptions, Progress, parse_bytes};
 pub use plan::Plan;
 pub(crate) use plan::scratch_bytes;
+use predictor::Predictor;
+pub use predictor::{HeadPredictor, LmHead};
 pub use stats::{ExpertKernel, ModelStats};
 use weights::Weights;
 
@@ -58,6 +61,8 @@ pub(crate) struct Inner {
     name: Option<String>,
     pub(crate) h: Hparams,
     pub(crate) weights: Weights,
+    /// What the sparse head needs, if the model was opened with it.
+    pub(crate) predictor: Option<Predictor>,
     pub(crate) cache: ExpertCache,
     pub(crate) source: Arc<Source>,
     pub(crate) kernels: &'static Kernels,
@@ -143,6 +148,14 @@ impl Model {
         let tokenizer = Tokenizer::new(spec, gguf.path())?;
         let weights = weights::load(&gguf, &h, &options.cancel, &mut loaded)?;
         let fingerprint = fingerprint(&gguf, &h, &weights);
+        let pool = Pool::new(threads)?;
+        let predictor = match options.lm_head {
+            LmHead::Full => None,
+            LmHead::Sparse => {
+                let team = pool.team(&options.cancel)?;
+                Some(Predictor::load(&gguf, &h, &weights.head, kernels, &team, &options.cancel)?)
+            }
+        };
         let source = Arc::clone(gguf.source());
         let cache = ExpertCache::new(index, Arc::clone(&source), options.cache(&plan)?, &budget)?;
         if plan.fits() {
@@ -156,10 +169,11 @@ impl Model {
                 name: gguf.get_str("general.name")?.map(str::to_owned),
                 h,
                 weights,
+                predictor,
                 cache,
                 source,
                 kernels,
-                pool: Pool::new(threads)?,
+                pool,
                 tokenizer,
                 template,
                 budget,
@@ -249,6 +263,9 @@ impl Inner {
             routing: None,
             look_ahead: self.looks_ahead(),
             guess: Vec::new(),
+            predictor: None,
+            head_rows: &[],
+            rows_done: 0,
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::experts::CacheOptions;
 use crate::model::hparams::{Gating, Hparams};
 use crate::model::plan::Plan;
+use crate::model::predictor::LmHead;
 use crate::{CachePolicy, CancelFlag, Error, KvType, Result};
 
 /// Told the bytes loaded so far and in all.
@@ -35,6 +36,9 @@ pub struct ModelOptions {
     /// what the budget has no room for, in memory that others could use. By default they are read past it, where the
     /// file system allows that.
     pub buffered_reads: bool,
+    /// How logits are made, unless a generation says otherwise. [`LmHead::Sparse`] makes a sketch of the head while
+    /// loading, or reads the predictor that the file brings; without it, no generation can ask for the sparse head.
+    pub lm_head: LmHead,
     /// Router weights, where the file says it wrongly or not at all.
     pub gating: Option<Gating>,
     /// Called while loading.

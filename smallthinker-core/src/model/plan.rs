@@ -3,13 +3,14 @@
 use crate::experts::MIN_SLOTS_PER_CHOICE;
 use crate::forward::attention::{partial_bytes, task_bytes};
 use crate::forward::kv_cache::{KvCache, KvType, PAGE};
-use crate::forward::{MOST_EXPERTS, TaskBuffers};
+use crate::forward::{MOST_EXPERTS, Picker, TaskBuffers};
 use crate::gguf::{Gguf, ReadBuffer};
 use crate::kernels::gemm::{ActTiles, GemmScratch};
 use crate::kernels::{ActGroup, Acts};
 use crate::model::expert_index::ExpertIndex;
 use crate::model::hparams::Hparams;
 use crate::model::options::ModelOptions;
+use crate::model::predictor::{LmHead, predictor_bytes};
 use crate::model::weights::{expect_tensor, resident_bytes, resident_shapes};
 use crate::{Error, Result};
 
@@ -21,6 +22,8 @@ pub struct Plan {
     pub budget: u64,
     /// Dense weights, always in memory.
     pub resident: u64,
+    /// What the sparse LM head holds besides the head; 0 with the full head.
+    pub lm_head: u64,
     /// Vocabulary and merges (an estimate).
     pub tokenizer: u64,
     /// Buffers of one session.
@@ -57,7 +60,8 @@ impl Plan {
 
     /// What the model itself takes, without its sessions and its expert slots.
     pub(crate) fn fixed(&self) -> u64 {
-        self.resident.saturating_add(self.tokenizer).saturating_add(self.read_buffers)
+        let all = [self.resident, self.lm_head, self.tokenizer, self.read_buffers];
+        all.into_iter().fold(0, u64::saturating_add)
     }
 
     /// The plan for another budget, of which `sessions` bytes are in use. Errors: [`Error::Budget`] below the floor, or if
@@ -109,8 +113,13 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let tokenizer = h.vocab as u64 * TOKENIZER_BYTES_PER_TOKEN;
     let scratch = scratch_bytes(h, chunk, options.resolved_threads()?, options.resolved_context(h)?);
     let kv_full = kv_full_context(h, options.resolved_context(h)?, kv, chunk);
+    let lm_head = match options.lm_head {
+        LmHead::Full => 0,
+        LmHead::Sparse => predictor_bytes(gguf, h)?,
+    };
     let read_buffers = options.readers()? as u64 * ReadBuffer::bytes(index.most_read_at_once()) as u64;
-    let fixed = resident.saturating_add(tokenizer).saturating_add(scratch).saturating_add(read_buffers);
+    let all = [resident, lm_head, tokenizer, scratch, read_buffers];
+    let fixed = all.into_iter().fold(0, u64::saturating_add);
     let everything = fixed.saturating_add(kv_full).saturating_add(index.bank_bytes());
     let more_sessions = (DEFAULT_SESSIONS - 1).saturating_mul(kv_full.saturating_add(scratch));
     let budget =
@@ -122,6 +131,7 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let plan = Plan {
         budget,
         resident,
+        lm_head,
         tokenizer,
         scratch,
         read_buffers,
@@ -170,7 +180,9 @@ pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize, context: 
         .saturating_mul(chunk as u64)
         .saturating_add((task as u64).saturating_mul(threads as u64))
         .saturating_add(partial_bytes(h, chunk, context))
-        .saturating_add((unfilled + together + 4 * h.vocab + size_of::<Acts>()) as u64)
+        .saturating_add(
+            (unfilled + together + 4 * h.vocab + Picker::bytes(h.vocab) + size_of::<Acts>()) as u64,
+        )
 }
 
 fn kv_full_context(h: &Hparams, context: usize, kv: KvType, chunk: usize) -> u64 {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::experts::{CachePolicy, ExpertStats};
-use crate::model::Model;
 use crate::model::expert_index::LayerExperts;
+use crate::model::predictor::Predictor;
+use crate::model::{HeadPredictor, LmHead, Model};
 use crate::tensor::DType;
 
 /// The state of a model, for people and monitors.
@@ -25,6 +26,10 @@ pub struct ModelStats {
     pub experts: ExpertStats,
     /// What the expert cache evicts.
     pub cache_policy: CachePolicy,
+    /// How logits are made, unless a generation says otherwise.
+    pub lm_head: LmHead,
+    /// What picks the rows of the sparse head, if the model was opened with it.
+    pub head_predictor: Option<HeadPredictor>,
     /// Whether experts are read past the system's page cache.
     pub direct_reads: bool,
     /// Whether experts are read that the next layer is expected to choose.
@@ -61,6 +66,8 @@ impl Model {
             budget_used: m.budget.used(),
             experts: m.cache.stats(),
             cache_policy: m.cache_policy,
+            lm_head: if m.predictor.is_some() { LmHead::Sparse } else { LmHead::Full },
+            head_predictor: m.predictor.as_ref().map(Predictor::kind),
             direct_reads: m.cache.reads_directly(),
             look_ahead: m.looks_ahead(),
             sparse_up: m.cache.index().layers.iter().all(LayerExperts::sparse_up),

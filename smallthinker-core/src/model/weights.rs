@@ -6,7 +6,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::model::hparams::Hparams;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::{Layout, matrix_bytes, pack};
-use crate::tensor::{DType, dequantize};
+use crate::tensor::{DType, dequantize, quantize};
 use crate::{Error, Result};
 
 /// A weight matrix that is always in memory.
@@ -22,6 +22,52 @@ impl Resident {
     /// The matrix, to compute with.
     pub(crate) fn view(&self) -> Matrix<'_> {
         Matrix { dtype: self.dtype, layout: self.layout, rows: self.rows, cols: self.cols, data: &self.data }
+    }
+
+    /// Bytes of an arena that a matrix takes; the largest number if that overflows or the rows are not whole blocks.
+    pub(crate) fn footprint(dtype: DType, rows: usize, cols: usize) -> usize {
+        let bytes = matrix_bytes(dtype, Resident::small(dtype, cols), rows, cols);
+        bytes.filter(|bytes| *bytes < usize::MAX / 2).map_or(usize::MAX, Arena::footprint)
+    }
+
+    /// The layout of a matrix made by [`from_blocks`](Self::from_blocks): no larger than the file's.
+    fn small(dtype: DType, cols: usize) -> Layout {
+        let layout = Layout::by_row(dtype);
+        if matrix_bytes(dtype, layout, 1, cols) > dtype.row_bytes(cols) { Layout::Rows } else { layout }
+    }
+
+    /// Takes a matrix over from blocks as they lie in files.
+    pub(crate) fn from_blocks(
+        dtype: DType,
+        file: &[u8],
+        rows: usize,
+        cols: usize,
+        arena: &mut Arena,
+    ) -> Result<Resident> {
+        let misfit =
+            || Error::Internal { message: format!("{} bytes for {rows} × {cols} {dtype}", file.len()) };
+        let layout = Resident::small(dtype, cols);
+        let fits = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows)) == Some(file.len());
+        let bytes = matrix_bytes(dtype, layout, rows, cols).filter(|_| fits).ok_or_else(misfit)?;
+        let mut data = arena.take(bytes).ok_or_else(misfit)?;
+        match layout {
+            Layout::Rows => data.copy_from_slice(file),
+            _ => pack(dtype, layout, file, 0, rows, cols, &mut data),
+        }
+        Ok(Resident { dtype, layout, rows, cols, data })
+    }
+
+    /// Brings values (`[rows][cols]`) into a type.
+    pub(crate) fn from_values(
+        dtype: DType,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        arena: &mut Arena,
+    ) -> Result<Resident> {
+        let mut file = Vec::new();
+        quantize(dtype, values, &mut file)?;
+        Resident::from_blocks(dtype, &file, rows, cols, arena)
     }
 
     /// Size in memory.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::experts::ExpertStats;
 use crate::forward::clock::StageTimes;
 use crate::forward::{Pass, Want};
+use crate::model::LmHead;
 use crate::routing::PassKind;
 use crate::sample::{Sampler, SamplingParams, TokenLogprobs, top_logprobs};
 use crate::session::{GenerationStats, Session};
@@ -28,6 +29,8 @@ pub struct GenerateOptions {
     pub ignore_stop_tokens: bool,
     /// Report log probabilities: of each chosen token and of this many most likely ones.
     pub logprobs: Option<usize>,
+    /// How logits are made; `None`: as the model was opened. With log probabilities always [`LmHead::Full`].
+    pub lm_head: Option<LmHead>,
 }
 
 impl GenerateOptions {
@@ -97,6 +100,9 @@ pub struct Generator {
     max_tokens: usize,
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
+    lm_head: LmHead,
+    /// Tokens with a bias: a sparse head computes their logits too.
+    head_rows: Vec<u32>,
     finish: Option<FinishReason>,
     failed: bool,
     /// The rest of the text was handed out.
@@ -120,8 +126,17 @@ impl Generator {
         if !options.ignore_stop_tokens {
             stop_tokens.extend_from_slice(tokenizer.stop_ids());
         }
-        let sampler = Sampler::new(options.sampling)?;
         let model = session.model.stats();
+        let lm_head = match (options.lm_head.unwrap_or(model.lm_head), options.logprobs) {
+            (_, Some(_)) | (LmHead::Full, _) => LmHead::Full,
+            (LmHead::Sparse, None) if model.head_predictor.is_none() => {
+                let allowed = "\"full\", as the model was opened without the sparse head";
+                return Err(Error::argument("lm_head", "\"sparse\"", allowed));
+            }
+            (LmHead::Sparse, None) => LmHead::Sparse,
+        };
+        let head_rows = options.sampling.logit_bias.iter().map(|(id, _)| *id).collect();
+        let sampler = Sampler::new(options.sampling)?;
         let now = Instant::now();
         let stats = GenerationStats {
             prompt_tokens: session.tokens.len(),
@@ -137,6 +152,8 @@ impl Generator {
             decode_experts: ExpertStats::default(),
             kernels: model.kernels,
             threads: model.threads,
+            lm_head,
+            head_rows: 0,
             seed: sampler.seed(),
         };
         Ok(Generator {
@@ -146,6 +163,8 @@ impl Generator {
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             stop_tokens,
             logprobs: options.logprobs,
+            lm_head,
+            head_rows,
             finish: None,
             failed: false,
             flushed: false,
@@ -242,6 +261,8 @@ impl Generator {
             // All is evaluated, but the logits are gone: the last token again.
             session.kv.truncate(session.tokens.len() - 1);
         }
+        session.lm_head = self.lm_head;
+        session.head_rows.clone_from(&self.head_rows);
         let began = Instant::now();
         let kind = if prefill { PassKind::Prompt } else { PassKind::Decode };
         let done = session.evaluate_pending(Want::Last, kind)?;
@@ -252,6 +273,7 @@ impl Generator {
         } else {
             self.stats.decode_steps += done.tokens;
             self.stats.decode_stages.add(&done.stages);
+            self.stats.head_rows += done.head_rows;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::experts::ExpertStats;
 use crate::forward::clock::StageTimes;
+use crate::model::LmHead;
 
 /// Figures of one generation. Prefill is the evaluation of the prompt; decode is everything after the
 /// first token.
@@ -36,6 +37,10 @@ pub struct GenerationStats {
     pub kernels: &'static str,
     /// Compute threads.
     pub threads: usize,
+    /// How logits were made.
+    pub lm_head: LmHead,
+    /// Rows of the head that decode computed.
+    pub head_rows: usize,
     /// The seed that reproduces the text.
     pub seed: u64,
 }
@@ -64,6 +69,11 @@ impl GenerationStats {
     /// Weight bytes streamed per decoded token.
     pub fn bytes_per_token(&self) -> u64 {
         self.decode_weight_bytes().checked_div(self.decode_steps as u64).unwrap_or(0)
+    }
+
+    /// Rows of the head computed per decoded token; 0 if there were none.
+    pub fn head_rows_per_token(&self) -> f64 {
+        if self.decode_steps == 0 { 0.0 } else { self.head_rows as f64 / self.decode_steps as f64 }
     }
 
     /// What one prompt token took.

@@ -1,6 +1,7 @@
 //! One conversation: tokens so far, their KV cache, and generation from them.
 
 mod generate;
+mod heads;
 mod metrics;
 mod save;
 mod score;
@@ -13,12 +14,13 @@ use crate::chat::Message;
 use crate::forward::clock::StageTimes;
 use crate::forward::kv_cache::KvCache;
 use crate::forward::{Pass, Scratch, Want};
-use crate::model::{Model, scratch_bytes};
+use crate::model::{LmHead, Model, scratch_bytes};
 use crate::routing::{PassKind, Trace};
 use crate::tokenizer::Specials;
 use crate::{Error, Result};
 
 pub use generate::{Completion, FinishReason, GenerateOptions, Generation, Generator, Piece};
+pub(crate) use heads::BothHeads;
 pub use metrics::GenerationStats;
 
 /// A conversation with a model. Used by one thread at a time; any number of sessions share a model.
@@ -34,6 +36,10 @@ pub struct Session {
     cancel: CancelFlag,
     detailed: bool,
     routing: Option<Trace>,
+    /// How the next generation step makes its logits.
+    lm_head: LmHead,
+    /// Rows of the head that a sparse one computes in any case.
+    head_rows: Vec<u32>,
     _lease: Lease,
     /// Dropped after all else, when what this session held is free.
     _regrow: Regrow,
@@ -53,6 +59,8 @@ impl Drop for Regrow {
 pub(crate) struct Evaluated {
     pub(crate) tokens: usize,
     pub(crate) stages: StageTimes,
+    /// Rows of the head.
+    pub(crate) head_rows: usize,
 }
 
 impl Session {
@@ -70,6 +78,8 @@ impl Session {
             cancel: CancelFlag::new(),
             detailed: false,
             routing: None,
+            lm_head: LmHead::Full,
+            head_rows: Vec::new(),
             _lease: lease,
             _regrow: Regrow(model.clone()),
             model,
@@ -251,7 +261,7 @@ impl Session {
     fn evaluate_pending(&mut self, want: Want, kind: PassKind) -> Result<Evaluated> {
         let m = &self.model.inner;
         let pending = self.tokens.get(self.kv.len()..).unwrap_or(&[]);
-        let mut done = Evaluated { tokens: pending.len(), stages: StageTimes::default() };
+        let mut done = Evaluated { tokens: pending.len(), ..Evaluated::default() };
         if want != Want::Last {
             self.logits.clear();
         }
@@ -263,11 +273,14 @@ impl Session {
             let mut pass = Pass {
                 detailed: self.detailed,
                 routing: self.routing.as_ref().map(|_| Vec::new()),
+                predictor: m.predictor.as_ref().filter(|_| self.lm_head == LmHead::Sparse),
+                head_rows: &self.head_rows,
                 ..m.pass(&team, &self.cancel)
             };
             let want = if want == Want::Last && i != last { Want::None } else { want };
             pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;
             done.stages.add(&pass.clock.times);
+            done.head_rows += pass.rows_done;
             if let Some((trace, choices)) = self.routing.as_mut().zip(pass.routing.take()) {
                 trace.push(kind, chunk.len(), choices)?;
             }

@@ -26,11 +26,13 @@ from ._smallthinker import (
     __version__,
     bench,
     convert,
+    heads,
     inspect,
     perplexity,
     plan,
     policies,
     profile,
+    quantize,
     trace,
 )
 from ._types import Message
@@ -54,11 +56,13 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "heads",
     "inspect",
     "perplexity",
     "plan",
     "policies",
     "profile",
+    "quantize",
     "shipped_model_path",
     "trace",
 ]

@@ -11,6 +11,7 @@ from ._types import (
     Benchmark,
     Conversion,
     GenerationStats,
+    HeadComparison,
     Inspection,
     Message,
     ModelStats,
@@ -18,6 +19,7 @@ from ._types import (
     Plan,
     PolicyComparison,
     Profile,
+    Quantization,
     TraceSummary,
 )
 
@@ -30,11 +32,13 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "heads",
     "inspect",
     "perplexity",
     "plan",
     "policies",
     "profile",
+    "quantize",
     "trace",
 ]
 
@@ -87,7 +91,7 @@ class Model:
         *,
         memory_budget: int | str | None = None,
         threads: int | None = None,
-        lm_head: Literal["full"] = "full",
+        lm_head: Literal["full", "sparse"] = "full",
         kernels: str | None = None,
         context_length: int | None = None,
         chunk: int | None = None,
@@ -110,6 +114,7 @@ class Model:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Generation: ...
     def stream(
         self,
@@ -125,6 +130,7 @@ class Model:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Stream: ...
     def chat(
         self,
@@ -140,6 +146,7 @@ class Model:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Generation: ...
     def stream_chat(
         self,
@@ -155,6 +162,7 @@ class Model:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Stream: ...
     def tokenize(self, text: str, *, specials: bool = False) -> list[int]: ...
     def detokenize(self, ids: Iterable[int]) -> str: ...
@@ -193,6 +201,7 @@ class Session:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Generation: ...
     def stream(
         self,
@@ -208,6 +217,7 @@ class Session:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Stream: ...
     def chat(
         self,
@@ -223,6 +233,7 @@ class Session:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Generation: ...
     def stream_chat(
         self,
@@ -238,6 +249,7 @@ class Session:
         seed: int | None = None,
         stop: str | list[str] | None = None,
         logprobs: int | None = None,
+        lm_head: Literal["full", "sparse"] | None = None,
     ) -> Stream: ...
     def append(self, text: str) -> None: ...
     def append_tokens(self, ids: Iterable[int]) -> None: ...
@@ -269,6 +281,14 @@ def perplexity(
     stride: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Perplexity: ...
+def heads(
+    model: Model,
+    text: str,
+    *,
+    shares: Sequence[float] | None = None,
+    context: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> HeadComparison: ...
 def inspect(path: str | PathLike[str]) -> Inspection: ...
 def plan(
     path: str | PathLike[str],
@@ -276,6 +296,7 @@ def plan(
     memory_budget: int | str | None = None,
     chunk: int | None = None,
     kv_type: Literal["f16", "f32", "q8_0"] = "f16",
+    lm_head: Literal["full", "sparse"] = "full",
 ) -> Plan: ...
 def convert(
     hf_dir: str | PathLike[str],
@@ -283,6 +304,12 @@ def convert(
     type: str = "q4_0",
     progress: Callable[[int, int], object] | None = None,
 ) -> Conversion: ...
+def quantize(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    type: str = "q4_0",
+    progress: Callable[[int, int], object] | None = None,
+) -> Quantization: ...
 def trace(
     model: Model,
     prompt: str,

@@ -37,6 +37,7 @@ class GenerationStats(TypedDict):
 
     stages has those that took any time: embedding, router, norm, qkv, attention, attention_out, wait (for experts that
     are still being read), gate_up, down, head. gate and up have bytes of their own; their time is gate_up's.
+    head_rows_per_token are the rows of the LM head that decode computed.
     """
 
     prompt_tokens: int
@@ -53,6 +54,8 @@ class GenerationStats(TypedDict):
     expert_cache: ExpertCacheStats
     kernels: str
     threads: int
+    lm_head: str
+    head_rows_per_token: float
     seed: int
 
 
@@ -60,6 +63,7 @@ class ModelStats(TypedDict):
     """State of a model. Budgets are bytes.
 
     sparse_up and sparse_down tell whether decode skips inactive neurons in these projections of all layers.
+    head_predictor is what picks rows for the sparse head: "file", "sketch", or None.
     """
 
     load_s: float
@@ -69,18 +73,22 @@ class ModelStats(TypedDict):
     budget_used: int
     expert_cache: ExpertCacheStats
     cache_policy: str
+    lm_head: str
+    head_predictor: Optional[str]
     sparse_up: bool
     sparse_down: bool
 
 
 class Plan(TypedDict):
-    """How a memory budget is divided. All bytes, except expert_slots and experts, which are counts."""
+    """How a memory budget is divided. All bytes, except expert_slots and experts, which are counts. lm_head is what the
+    sparse head holds besides the head."""
 
     budget: int
     floor: int
     per_token: int
     everything: int
     resident: int
+    lm_head: int
     tokenizer: int
     scratch: int
     kv_first_page: int
@@ -145,6 +153,16 @@ class Conversion(TypedDict):
     data_bytes: int
     fallbacks: List[str]
     skipped: List[str]
+
+
+class Quantization(TypedDict):
+    """What a quantization did. Bytes are those of tensor data, read and written; fallbacks are tensors kept in F16."""
+
+    tensors: int
+    quantized: int
+    source_bytes: int
+    data_bytes: int
+    fallbacks: List[str]
 
 
 class Spread(TypedDict):
@@ -220,6 +238,37 @@ class Perplexity(TypedDict):
     context: int
     stride: int
     bos: bool
+
+
+class HeadQuality(TypedDict):
+    """The sparse LM head beside the full one. rows are per position; bytes are those of the rows and of the predictor, over the
+    head's; top1 and recall20 are shares of the likeliest token and of the 20 likeliest; kl is in nats."""
+
+    rows: float
+    most_rows: int
+    bytes: float
+    top1: float
+    recall20: float
+    kl: float
+    worst_kl: float
+
+
+class ShareQuality(HeadQuality):
+    """That of a fixed share of the rows."""
+
+    share: float
+
+
+class HeadComparison(TypedDict):
+    """The sparse LM head as generations use it, and fixed shares of the rows. predictor is "file" or "sketch"."""
+
+    predictor: str
+    positions: int
+    vocab: int
+    head_bytes: int
+    predictor_bytes: int
+    sparse: HeadQuality
+    shares: List[ShareQuality]
 
 
 class TraceSummary(TypedDict):

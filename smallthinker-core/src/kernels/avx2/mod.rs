@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 
 use super::acts::{ActGroup, GROUP};
 use super::gemm::AVX2;
-use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, scalar};
+use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, lanes, neurons, scalar, signs};
 use crate::tensor::DType;
 use crate::tensor::block::{Plain, cast, padded};
 
@@ -37,6 +37,7 @@ const fn with_packed(name: &'static str, lanes: lanes::LanesFn, neurons: neurons
         tile,
         lanes,
         neurons,
+        signs: signs::avx2::signs,
         prefetch: prefetch_bytes,
         quantize_acts,
         dot_f16,

@@ -9,9 +9,9 @@ from typing import List, Optional
 
 from .._errors import SmallThinkerError
 from .._smallthinker import __version__
-from . import bench, chat, convert, generate, inspect, perplexity, plan, policies, profile, trace
+from . import bench, chat, convert, generate, heads, inspect, perplexity, plan, policies, profile, quantize, trace
 
-COMMANDS = (generate, chat, inspect, convert, plan, bench, profile, perplexity, trace, policies)
+COMMANDS = (generate, chat, inspect, convert, quantize, plan, bench, profile, perplexity, heads, trace, policies)
 
 
 def parser() -> argparse.ArgumentParser:

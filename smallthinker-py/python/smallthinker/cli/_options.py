@@ -25,6 +25,7 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     group.add_argument("--context-length", type=int, metavar="N", help="positions at most (default: the model's)")
     group.add_argument("--kernels", metavar="NAME", help="kernel set (default: the best for this CPU)")
     group.add_argument("--kv-type", choices=("f16", "f32", "q8_0"), help="elements of the KV cache (default: f16)")
+    group.add_argument("--lm-head", choices=("full", "sparse"), help="compute all logits (default), or only likely ones")
     group.add_argument(
         "--cache-policy", metavar="NAME", help="what to evict if not all experts fit: lru or cyclic (default)"
     )
@@ -40,6 +41,7 @@ def load(args: argparse.Namespace) -> Model:
             context_length=args.context_length,
             kernels=args.kernels,
             cache_policy=args.cache_policy,
+            **({"lm_head": args.lm_head} if args.lm_head else {}),
             **({"kv_type": args.kv_type} if args.kv_type else {}),
             progress=progress,
         )
@@ -86,11 +88,12 @@ def write(text: str) -> None:
 def speed_line(stats: Any) -> str:
     """Figures of a generation in one line."""
     evaluated = stats["prompt_tokens"] - stats["cached_tokens"]
+    rows = f"{stats['head_rows_per_token']:.0f} rows of the head, " if stats["lm_head"] == "sparse" else ""
     return (
         f"prompt {evaluated} tokens at {stats['prefill_tok_s']:.1f}/s, "
         f"generated {stats['generated_tokens']} at {stats['decode_tok_s']:.1f}/s, "
         f"first after {stats['time_to_first_token_s'] * 1000:.0f} ms, "
-        f"{stats['bandwidth_bytes_s'] / 1e9:.1f} GB/s of weights, {stats['threads']} threads, {stats['kernels']}, "
+        f"{stats['bandwidth_bytes_s'] / 1e9:.1f} GB/s of weights, {rows}{stats['threads']} threads, {stats['kernels']}, "
         f"seed {stats['seed']}"
     )
 

@@ -15,6 +15,7 @@ LINES = (
     ("everything", "budget that holds everything"),
     ("per_token", "weights that one token touches"),
     ("resident", "dense weights, always in memory"),
+    ("lm_head", "what the sparse LM head takes besides"),
     ("tokenizer", "tokenizer"),
     ("scratch", "buffers of one session"),
     ("kv_full_context", "KV cache of one session, full context"),
@@ -27,13 +28,14 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("plan", help="show what a model takes, without loading it")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--memory-budget", metavar="BYTES", help="such as 8GiB (default: what the machine has free)")
+    parser.add_argument("--lm-head", choices=("full", "sparse"), default="full", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="as JSON, in bytes")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
-    found = plan(args.file, memory_budget=args.memory_budget)
+    found = plan(args.file, memory_budget=args.memory_budget, lm_head=args.lm_head)
     if args.json:
         print(json.dumps(found, indent=2))
         return 0

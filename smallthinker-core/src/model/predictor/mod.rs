@@ -1,0 +1,139 @@
+//! What tells the sparse LM head which rows are worth computing.
+//!
+//! Two kinds. A file of the report's own engine may bring a trained predictor ([`trained`]). Any other head gets a
+//! [`sketch`] of its rows, made while the model is loaded: a bit per direction and a scale per row.
+
+mod directions;
+mod sketch;
+#[cfg(test)]
+mod tests;
+mod trained;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::cancel::CancelFlag;
+use crate::gguf::Gguf;
+use crate::kernels::Kernels;
+use crate::model::hparams::Hparams;
+use crate::model::weights::{Resident, expect_tensor, resident_bytes};
+use crate::pool::Team;
+use crate::{Error, Result};
+
+pub(crate) use sketch::Sketch;
+pub(crate) use trained::Trained;
+
+/// How the logits of a generation are made. Log probabilities, [`Session::logits`](crate::Session::logits) and
+/// [`perplexity`](fn@crate::perplexity) are always from the full head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LmHead {
+    /// All of them.
+    #[default]
+    Full,
+    /// Those of the rows that a predictor picks, at least 64; all others are minus infinity. Reads a small part of the
+    /// head for each token.
+    Sparse,
+}
+
+impl LmHead {
+    /// Every way.
+    pub const ALL: [LmHead; 2] = [LmHead::Full, LmHead::Sparse];
+
+    /// Its name: "full" or "sparse".
+    pub const fn name(self) -> &'static str {
+        match self {
+            LmHead::Full => "full",
+            LmHead::Sparse => "sparse",
+        }
+    }
+}
+
+impl fmt::Display for LmHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for LmHead {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<LmHead> {
+        LmHead::ALL.into_iter().find(|h| h.name() == name).ok_or_else(|| {
+            let names = LmHead::ALL.map(LmHead::name).join(", ");
+            Error::argument("lm_head", format!("{name:?}"), names)
+        })
+    }
+}
+
+/// What picks the rows of the sparse head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HeadPredictor {
+    /// The trained predictor that the file brings (`lm_head_profiler.weight`).
+    File,
+    /// A sketch of the head's rows, made when the model was opened.
+    Sketch,
+}
+
+impl HeadPredictor {
+    /// Its name: "file" or "sketch".
+    pub const fn name(self) -> &'static str {
+        match self {
+            HeadPredictor::File => "file",
+            HeadPredictor::Sketch => "sketch",
+        }
+    }
+}
+
+/// A predictor in memory.
+pub(crate) enum Predictor {
+    Trained(Trained),
+    Sketch(Sketch),
+}
+
+/// Rows that are computed at least, as far as there are so many.
+pub(crate) const LEAST_ROWS: usize = 64;
+
+impl Predictor {
+    pub(crate) fn kind(&self) -> HeadPredictor {
+        match self {
+            Predictor::Trained(_) => HeadPredictor::File,
+            Predictor::Sketch(_) => HeadPredictor::Sketch,
+        }
+    }
+
+    /// Bytes that it reads for a token.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Predictor::Trained(p) => p.bytes(),
+            Predictor::Sketch(p) => p.bytes(),
+        }
+    }
+
+    /// Reads the file's predictor, or makes a sketch of the head.
+    pub(crate) fn load(
+        gguf: &Gguf,
+        h: &Hparams,
+        head: &Resident,
+        kernels: &Kernels,
+        team: &Team<'_>,
+        cancel: &CancelFlag,
+    ) -> Result<Predictor> {
+        match gguf.tensor(trained::TENSOR) {
+            Some(info) => trained::load(gguf, h, info, cancel).map(Predictor::Trained),
+            None => Sketch::new(&head.view(), kernels, team, cancel).map(Predictor::Sketch),
+        }
+    }
+}
+
+/// Bytes that the predictor of a file will take in memory.
+pub(crate) fn predictor_bytes(gguf: &Gguf, h: &Hparams) -> Result<u64> {
+    if let Some(info) = gguf.tensor(trained::TENSOR) {
+        return trained::size(gguf, h, info).map(|size| size.bytes() as u64);
+    }
+    let name = if gguf.tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" };
+    let info = expect_tensor(gguf, name, &[h.hidden, h.vocab])?;
+    let head = resident_bytes(gguf, name, info, h.vocab, h.hidden)?;
+    Ok(sketch::bytes(h.vocab, h.hidden, head) as u64)
+}

@@ -1,0 +1,179 @@
+//! A sketch of the head's rows that needs no training.
+//!
+//! A logit is `w · x = mean · x + (w - mean) · x`. The first part is the same for all rows, so it does not matter which is
+//! largest. Of the second, the sketch keeps, for each row, the signs of its coordinates along some directions, and one
+//! scale: `(w - mean) · x ≈ scale · Σ ± z`, where `z` are the coordinates of `x`. The directions span where the rows
+//! differ most ([`directions`](super::directions)), and are turned at random within that space, so that all
+//! coordinates are about equally large and the errors of the signs are spread over all of them (as in RaBitQ, Gao and
+//! Long, arXiv 2405.12497, whose estimator this is). So the error of an estimate is nearly normal, about 0.7 times
+//! `scale · |z|`.
+
+use super::{LEAST_ROWS, directions};
+use crate::arena::{Arena, Slab};
+use crate::cancel::CancelFlag;
+use crate::forward::{Batch, linear};
+use crate::kernels::signs::{MAX_WORDS, WORD};
+use crate::kernels::{Acts, Kernels};
+use crate::model::weights::Resident;
+use crate::pool::Team;
+use crate::tensor::DType;
+use crate::tensor::matrix::Matrix;
+use crate::tiles::tiles;
+use crate::{Error, Result};
+
+/// Share of the head's bytes, in thousandths, that a sketch with its least exact rows may read.
+const SHARE: usize = 135;
+/// The number of directions is a multiple of this: whole bytes of signs, at places that are no trouble to read.
+const STEP: usize = 16;
+/// Rows that a task sketches.
+const ROWS: usize = 1024;
+/// Values of a scale.
+const SCALES: usize = 256;
+
+/// The sketch in memory.
+pub(crate) struct Sketch {
+    /// `[directions, hidden]`: gives the coordinates of a state.
+    pub(crate) directions: Resident,
+    /// What is subtracted from each row.
+    pub(crate) mean: Vec<f32>,
+    /// `[vocab][count / 8]`, and as many bytes more as the last word of the last row may reach over.
+    signs: Slab,
+    /// One per row, a place in `scales`.
+    codes: Slab,
+    /// Ascending.
+    scales: Vec<f32>,
+    /// Directions.
+    count: usize,
+}
+
+/// Number of directions: the most that stay within [`SHARE`] of `head` bytes, one step at least.
+fn directions_for(vocab: usize, hidden: usize, head: usize) -> usize {
+    let row = head / vocab.max(1);
+    let fits = |count: &usize| {
+        let signs = (count / 8 + 1).saturating_mul(vocab);
+        let project = Resident::footprint(direction_type(hidden), *count, hidden);
+        (signs + project + LEAST_ROWS * row) / SHARE <= head / 1000
+    };
+    (1..=(MAX_WORDS * WORD).min(hidden) / STEP).rev().map(|steps| steps * STEP).find(fits).unwrap_or(STEP)
+}
+
+/// Bytes of the signs of a vocabulary.
+fn sign_bytes(vocab: usize, count: usize) -> usize {
+    vocab * (count / 8) + WORD / 8
+}
+
+/// 4 bits where rows are whole blocks: their error is small beside that of the signs.
+fn direction_type(hidden: usize) -> DType {
+    if hidden.is_multiple_of(32) { DType::Q4_0 } else { DType::F32 }
+}
+
+/// Bytes of the sketch of a head that takes `head` bytes in memory.
+pub(super) fn bytes(vocab: usize, hidden: usize, head: usize) -> usize {
+    let count = directions_for(vocab, hidden, head);
+    Arena::footprint(sign_bytes(vocab, count))
+        + Arena::footprint(vocab)
+        + Resident::footprint(direction_type(hidden), count, hidden)
+        + 4 * (hidden + SCALES)
+}
+
+impl Sketch {
+    /// Makes the sketch of a head. The result depends on the head and the kernel set alone. While it is made, it takes
+    /// the space of a few thousand rows in single precision besides, before there are experts in memory.
+    pub(super) fn new(
+        head: &Matrix<'_>,
+        kernels: &Kernels,
+        team: &Team<'_>,
+        cancel: &CancelFlag,
+    ) -> Result<Sketch> {
+        let (vocab, hidden) = (head.rows, head.cols);
+        let count = directions_for(vocab, hidden, head.data.len());
+        let mut arena = Arena::new(bytes(vocab, hidden, head.data.len()), "sketch of the LM head")?;
+        let mut take = |len| {
+            let full = || Error::Internal { message: "the sketch's arena is smaller than the sketch".into() };
+            arena.take(len).ok_or_else(full)
+        };
+        let mut signs = take(sign_bytes(vocab, count))?;
+        let mut codes = take(vocab)?;
+        let found = directions::find(head, count, kernels, team, cancel)?;
+
+        // Sums of the coordinates' squares and of their magnitudes.
+        let mut sums = vec![[0.0f32; 2]; vocab];
+        let mut acts = Acts::new();
+        let mut batch = Batch::default();
+        let mut coordinates = vec![0.0f32; WORD * vocab];
+        for (word, directions) in found.rows.chunks(WORD * hidden).enumerate() {
+            let coordinates = &mut coordinates[..directions.len() / hidden * vocab];
+            cancel.check()?;
+            acts.set(kernels, directions, hidden, head.dtype.is_quantized())?;
+            linear(team, kernels, &[*head], &acts, &mut batch, coordinates)?;
+            let shifts = directions.chunks_exact(hidden).map(|d| kernels.dot_f32(d, &found.mean));
+            let shifts = shifts.collect::<Result<Vec<f32>>>()?;
+            let columns = || coordinates.chunks_exact(vocab).zip(&shifts).enumerate();
+            tiles(team, &mut signs[..vocab * (count / 8)], count / 8, (ROWS, count / 8), &|tile| {
+                let rows = tile.rows();
+                for (bit, (column, shift)) in columns() {
+                    for (row, value) in rows.clone().zip(&column[rows.clone()]) {
+                        tile.row(row)[word * (WORD / 8) + bit / 8] |= u8::from(*value >= *shift) << (bit % 8);
+                    }
+                }
+                Ok(())
+            })?;
+            tiles(team, &mut sums, 1, (ROWS, 1), &|tile| {
+                let rows = tile.rows();
+                for (_, (column, shift)) in columns() {
+                    for (row, value) in rows.clone().zip(&column[rows.clone()]) {
+                        let [squares, magnitudes] = &mut tile.row(row)[0];
+                        *squares += (value - shift) * (value - shift);
+                        *magnitudes += (value - shift).abs();
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        let scales = scales(&sums, &mut codes);
+        let directions =
+            Resident::from_values(direction_type(hidden), &found.rows, count, hidden, &mut arena)?;
+        Ok(Sketch { directions, mean: found.mean, signs, codes, scales, count })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        (self.signs.len() + self.codes.len()) as u64 + self.directions.bytes()
+    }
+
+    /// Bytes of a row's signs.
+    pub(crate) fn stride(&self) -> usize {
+        self.count / 8
+    }
+
+    /// The signs from row `from` on.
+    pub(crate) fn signs(&self, from: usize) -> &[u8] {
+        self.signs.get(from * self.stride()..).unwrap_or(&[])
+    }
+
+    /// The scales of rows `from..to`.
+    pub(crate) fn scales(&self, from: usize, to: usize) -> impl Iterator<Item = f32> {
+        self.codes.get(from..to).unwrap_or(&[]).iter().map(|&code| self.scales[usize::from(code)])
+    }
+}
+
+/// `squares / magnitudes` of each row, rounded to one of 255 values in equal proportions, or to zero.
+fn scales(sums: &[[f32; 2]], codes: &mut [u8]) -> Vec<f32> {
+    // `max` and `min` pass over NaN, as of a row with weights that are not finite.
+    let scale = |[squares, magnitudes]: &[f32; 2]| if *magnitudes > 0.0 { squares / magnitudes } else { 0.0 };
+    let usable = |s: &f32| s.is_normal() && *s > 0.0;
+    let all = || sums.iter().map(scale).filter(usable);
+    let (least, most) = (all().fold(f32::INFINITY, f32::min), all().fold(0.0f32, f32::max));
+    if most == 0.0 {
+        codes.fill(0);
+        return vec![0.0; SCALES];
+    }
+    let steps = (SCALES - 2) as f32;
+    let step = (most / least).ln() / steps;
+    for (code, sums) in codes.iter_mut().zip(sums) {
+        let scale = scale(sums);
+        let place = if step > 0.0 { ((scale / least).ln() / step).round() } else { 0.0 };
+        *code = if usable(&scale) { 1 + place as u8 } else { 0 };
+    }
+    let value = |i: usize| if i == 0 { 0.0 } else { least * ((i - 1) as f32 * step).exp() };
+    (0..SCALES).map(value).collect()
+}
