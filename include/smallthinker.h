@@ -119,6 +119,27 @@ typedef int32_t st_gating;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+/// Whether to read experts before they are chosen, for `look_ahead` of st_model_options.
+enum st_look_ahead
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /// As this version finds best, the default: on.
+    ST_LOOK_AHEAD_DEFAULT = 0,
+    /// Yes, under a budget that does not hold all experts.
+    ST_LOOK_AHEAD_ON = 1,
+    /// No.
+    ST_LOOK_AHEAD_OFF = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum st_look_ahead st_look_ahead;
+#else
+typedef int32_t st_look_ahead;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 /// Why a generation ended.
 enum st_finish_reason
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -183,6 +204,12 @@ typedef struct st_model_options {
     /// How logits are made, NUL-terminated: "full", or "sparse", which computes only those that may be the largest (others
     /// are minus infinity), from the predictor that the file brings or a sketch made while loading; NULL = "full".
     const char *lm_head;
+    /// An st_look_ahead. Does not change any result.
+    int32_t look_ahead;
+    /// Not 0: under a budget that does not hold all experts, read them through the system's page cache nevertheless. It
+    /// may keep what the budget has no room for, in memory that others could use. 0, the default: past it, where the
+    /// file system allows that. Does not change any result.
+    int32_t buffered_reads;
 } st_model_options;
 
 /// A number added to the logit of a token before sampling.
@@ -270,6 +297,8 @@ typedef struct st_plan {
     uint64_t everything;
     /// What the sparse LM head holds besides the head; 0 with the full head.
     uint64_t lm_head;
+    /// Buffers of the threads that read experts.
+    uint64_t read_buffers;
 } st_plan;
 
 /// State of a model and its expert cache since it was opened. Set `size` before the call.
@@ -309,6 +338,24 @@ typedef struct st_stats {
     /// What picks the rows of the sparse LM head, NUL-terminated: "file" (a predictor that the file brings), "sketch" (made
     /// while loading), or "" if the model was opened with the full head only.
     char head_predictor[32];
+    /// 1 if experts are read past the system's page cache, else 0.
+    uint32_t direct_reads;
+    /// 1 if experts are read that the next layer is expected to choose, else 0.
+    uint32_t look_ahead;
+    /// Seconds during which anything was being read and brought into its place.
+    double expert_read_seconds;
+    /// Experts requested before they were chosen. All the following are some of these.
+    uint64_t look_ahead_requested;
+    /// Chosen, and in memory by then.
+    uint64_t look_ahead_on_time;
+    /// Chosen, but not yet in memory.
+    uint64_t look_ahead_late;
+    /// Not chosen, but read.
+    uint64_t look_ahead_wasted;
+    /// Not chosen, and not read either.
+    uint64_t look_ahead_withdrawn;
+    /// Evicted before their layer's turn.
+    uint64_t look_ahead_evicted;
 } st_stats;
 
 /// One message of a chat.
@@ -401,6 +448,29 @@ typedef struct st_generation_stats {
     double expert_stall_seconds;
     /// Rows of the LM head computed per decoded token; the size of the vocabulary with the full head.
     double head_rows_per_token;
+    /// Seconds during which anything was being read and brought into its place.
+    double expert_read_seconds;
+    /// Experts requested before they were chosen, for all sessions of the model meanwhile. All the following are some of
+    /// these.
+    uint64_t look_ahead_requested;
+    /// Chosen, and in memory by then.
+    uint64_t look_ahead_on_time;
+    /// Chosen, but not yet in memory.
+    uint64_t look_ahead_late;
+    /// Not chosen, but read.
+    uint64_t look_ahead_wasted;
+    /// Not chosen, and not read either.
+    uint64_t look_ahead_withdrawn;
+    /// Evicted before their layer's turn.
+    uint64_t look_ahead_evicted;
+    /// Of `expert_hits`, those during decode.
+    uint64_t decode_expert_hits;
+    /// Of `expert_misses`, those during decode.
+    uint64_t decode_expert_misses;
+    /// Of `expert_bytes_read`, those during decode.
+    uint64_t decode_expert_bytes_read;
+    /// Of `expert_stall_seconds`, those during decode.
+    double decode_expert_stall_seconds;
 } st_generation_stats;
 
 #ifdef __cplusplus
@@ -450,7 +520,16 @@ st_status st_model_open(const char *file, const struct st_model_options *options
 /// No other call may be using the handle `model` meanwhile or afterwards.
 void st_model_free(struct st_model *model);
 
-/// Writes to *plan what the model takes of its memory budget. Set plan->size first.
+/// Changes the memory budget of a model in use: experts are evicted at once if it is smaller, and room for more of
+/// them is made if it is larger. Sessions keep what they have; no result changes. Waits for the token or the part of a
+/// prompt that is being computed.
+///
+/// Thread-safe. Errors: ST_BUDGET, and nothing is changed, if `bytes` is below what the model needs or does not hold
+/// what its sessions have.
+st_status st_model_set_memory_budget(const struct st_model *model,
+                                     uint64_t bytes);
+
+/// Writes to *plan what the model takes of its memory budget when it is opened. Set plan->size first.
 ///
 /// Thread-safe. Errors: ST_INVALID_ARGUMENT.
 st_status st_model_plan(const struct st_model *model, struct st_plan *plan);

@@ -140,11 +140,11 @@ fn reading_experts_is_measured_where_not_all_of_them_fit() {
     let options = BenchOptions { prompt_tokens: 8, gen_tokens: GEN_TOKENS, repetitions: 2, detailed: false };
     let report = bench::run(&model, &options, &CancelFlag::new(), &mut |_, _| true).unwrap();
     let storage = report.storage.expect("not all experts fit");
-    assert!(storage.bandwidth > 0.0 && storage.bytes_per_token > 0, "{storage:?}");
-    let limit = storage.bandwidth / storage.bytes_per_token as f64;
+    assert!(storage.bandwidth > 0.0 && report.read_bytes_per_token > 0, "{storage:?}");
+    let limit = storage.bandwidth / report.read_bytes_per_token as f64;
     assert!((storage.limit / limit - 1.0).abs() < 1e-9);
     assert!((storage.limit_share / (report.decode.median / limit) - 1.0).abs() < 1e-9);
-    assert!((0.0..=1.0).contains(&storage.stall_share), "{storage:?}");
+    assert!((0.0..=1.0).contains(&report.stall_share), "{report:?}");
     let experts = model.stats().experts;
     assert!(experts.bytes_read > 0 && !experts.reading.is_zero() && experts.read_rate() > 0.0);
 }

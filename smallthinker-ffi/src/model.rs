@@ -59,7 +59,22 @@ pub unsafe extern "C" fn st_model_free(model: *mut st_model) {
     });
 }
 
-/// Writes to *plan what the model takes of its memory budget. Set plan->size first.
+/// Changes the memory budget of a model in use: experts are evicted at once if it is smaller, and room for more of
+/// them is made if it is larger. Sessions keep what they have; no result changes. Waits for the token or the part of a
+/// prompt that is being computed.
+///
+/// Thread-safe. Errors: ST_BUDGET, and nothing is changed, if `bytes` is below what the model needs or does not hold
+/// what its sessions have.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn st_model_set_memory_budget(model: *const st_model, bytes: u64) -> st_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let model = unsafe { required(model, "model")? };
+        Ok(model.inner.set_memory_budget(bytes)?)
+    })
+}
+
+/// Writes to *plan what the model takes of its memory budget when it is opened. Set plan->size first.
 ///
 /// Thread-safe. Errors: ST_INVALID_ARGUMENT.
 #[unsafe(no_mangle)]

@@ -40,6 +40,18 @@ pub enum st_gating {
     ST_GATING_SIGMOID = 2,
 }
 
+/// Whether to read experts before they are chosen, for `look_ahead` of st_model_options.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum st_look_ahead {
+    /// As this version finds best, the default: on.
+    ST_LOOK_AHEAD_DEFAULT = 0,
+    /// Yes, under a budget that does not hold all experts.
+    ST_LOOK_AHEAD_ON = 1,
+    /// No.
+    ST_LOOK_AHEAD_OFF = 2,
+}
+
 /// How to open a model. Fill it with st_model_options_init, then change what you need.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -71,6 +83,12 @@ pub struct st_model_options {
     /// How logits are made, NUL-terminated: "full", or "sparse", which computes only those that may be the largest (others
     /// are minus infinity), from the predictor that the file brings or a sketch made while loading; NULL = "full".
     pub lm_head: *const c_char,
+    /// An st_look_ahead. Does not change any result.
+    pub look_ahead: i32,
+    /// Not 0: under a budget that does not hold all experts, read them through the system's page cache nevertheless. It
+    /// may keep what the budget has no room for, in memory that others could use. 0, the default: past it, where the
+    /// file system allows that. Does not change any result.
+    pub buffered_reads: i32,
 }
 
 /// A number added to the logit of a token before sampling.
@@ -130,7 +148,7 @@ pub struct st_generate_options {
 
 // Padding would let a later field appear inside the size of today's struct, where old programs have garbage.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_model_options>() == 10 * 8 + 2 * 4);
+const _: () = assert!(size_of::<st_model_options>() == 10 * 8 + 4 * 4);
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<st_generate_options>() == 12 * 8 + 6 * 4);
 
@@ -150,6 +168,8 @@ unsafe impl Growing for st_model_options {
             progress: None,
             cache_policy: ptr::null(),
             lm_head: ptr::null(),
+            look_ahead: st_look_ahead::ST_LOOK_AHEAD_DEFAULT as i32,
+            buffered_reads: 0,
         }
     }
 }
@@ -247,6 +267,13 @@ pub(crate) unsafe fn model_options(pointer: *const st_model_options) -> Result<M
         // SAFETY: as above.
         options.lm_head = unsafe { c_text(from.lm_head, "options.lm_head") }?.parse()?;
     }
+    options.look_ahead = match from.look_ahead {
+        0 => None,
+        1 => Some(true),
+        2 => Some(false),
+        n => return Err(Failure::argument("options.look_ahead", n, "an st_look_ahead, 0 to 2")),
+    };
+    options.buffered_reads = from.buffered_reads != 0;
     if let Some(progress) = from.progress {
         let (user_data, cancel) = (UserData(from.progress_user_data), CancelFlag::new());
         options.cancel = cancel.clone();

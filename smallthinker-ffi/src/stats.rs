@@ -55,6 +55,8 @@ pub struct st_plan {
     pub everything: u64,
     /// What the sparse LM head holds besides the head; 0 with the full head.
     pub lm_head: u64,
+    /// Buffers of the threads that read experts.
+    pub read_buffers: u64,
 }
 
 /// State of a model and its expert cache since it was opened. Set `size` before the call.
@@ -96,6 +98,24 @@ pub struct st_stats {
     /// What picks the rows of the sparse LM head, NUL-terminated: "file" (a predictor that the file brings), "sketch" (made
     /// while loading), or "" if the model was opened with the full head only.
     pub head_predictor: [c_char; 32],
+    /// 1 if experts are read past the system's page cache, else 0.
+    pub direct_reads: u32,
+    /// 1 if experts are read that the next layer is expected to choose, else 0.
+    pub look_ahead: u32,
+    /// Seconds during which anything was being read and brought into its place.
+    pub expert_read_seconds: f64,
+    /// Experts requested before they were chosen. All the following are some of these.
+    pub look_ahead_requested: u64,
+    /// Chosen, and in memory by then.
+    pub look_ahead_on_time: u64,
+    /// Chosen, but not yet in memory.
+    pub look_ahead_late: u64,
+    /// Not chosen, but read.
+    pub look_ahead_wasted: u64,
+    /// Not chosen, and not read either.
+    pub look_ahead_withdrawn: u64,
+    /// Evicted before their layer's turn.
+    pub look_ahead_evicted: u64,
 }
 
 /// What a generation was and how fast. Prefill is the evaluation of the prompt, decode everything after the
@@ -145,15 +165,38 @@ pub struct st_generation_stats {
     pub expert_stall_seconds: f64,
     /// Rows of the LM head computed per decoded token; the size of the vocabulary with the full head.
     pub head_rows_per_token: f64,
+    /// Seconds during which anything was being read and brought into its place.
+    pub expert_read_seconds: f64,
+    /// Experts requested before they were chosen, for all sessions of the model meanwhile. All the following are some of
+    /// these.
+    pub look_ahead_requested: u64,
+    /// Chosen, and in memory by then.
+    pub look_ahead_on_time: u64,
+    /// Chosen, but not yet in memory.
+    pub look_ahead_late: u64,
+    /// Not chosen, but read.
+    pub look_ahead_wasted: u64,
+    /// Not chosen, and not read either.
+    pub look_ahead_withdrawn: u64,
+    /// Evicted before their layer's turn.
+    pub look_ahead_evicted: u64,
+    /// Of `expert_hits`, those during decode.
+    pub decode_expert_hits: u64,
+    /// Of `expert_misses`, those during decode.
+    pub decode_expert_misses: u64,
+    /// Of `expert_bytes_read`, those during decode.
+    pub decode_expert_bytes_read: u64,
+    /// Of `expert_stall_seconds`, those during decode.
+    pub decode_expert_stall_seconds: f64,
 }
 
 // No padding: the whole struct is copied to the caller byte by byte.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_plan>() == 15 * 8);
+const _: () = assert!(size_of::<st_plan>() == 16 * 8);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_stats>() == 12 * 8 + 2 * 4 + 3 * 32);
+const _: () = assert!(size_of::<st_stats>() == 19 * 8 + 4 * 4 + 3 * 32);
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<st_generation_stats>() == 18 * 8 + 2 * 4 + 32);
+const _: () = assert!(size_of::<st_generation_stats>() == 29 * 8 + 2 * 4 + 32);
 
 impl From<&Plan> for st_plan {
     fn from(plan: &Plan) -> st_plan {
@@ -173,12 +216,14 @@ impl From<&Plan> for st_plan {
             per_token: plan.per_token,
             everything: plan.everything,
             lm_head: plan.lm_head,
+            read_buffers: plan.read_buffers,
         }
     }
 }
 
 impl From<&ModelStats> for st_stats {
     fn from(stats: &ModelStats) -> st_stats {
+        let ahead = &stats.experts.look_ahead;
         st_stats {
             size: size_of::<st_stats>(),
             load_seconds: stats.load_time.as_secs_f64(),
@@ -197,6 +242,15 @@ impl From<&ModelStats> for st_stats {
             sparse_down: u32::from(stats.sparse_down),
             cache_policy: name(stats.cache_policy.name()),
             head_predictor: name(stats.head_predictor.map_or("", |p| p.name())),
+            direct_reads: u32::from(stats.direct_reads),
+            look_ahead: u32::from(stats.look_ahead),
+            expert_read_seconds: stats.experts.reading.as_secs_f64(),
+            look_ahead_requested: ahead.requested,
+            look_ahead_on_time: ahead.on_time,
+            look_ahead_late: ahead.late,
+            look_ahead_wasted: ahead.wasted,
+            look_ahead_withdrawn: ahead.withdrawn,
+            look_ahead_evicted: ahead.evicted,
         }
     }
 }
@@ -204,6 +258,7 @@ impl From<&ModelStats> for st_stats {
 impl st_generation_stats {
     pub(crate) fn new(stats: &GenerationStats, finish: st_finish_reason, text_length: usize) -> Self {
         let seconds = |time: Duration| time.as_secs_f64();
+        let (ahead, decode) = (&stats.experts.look_ahead, &stats.decode_experts);
         st_generation_stats {
             size: size_of::<st_generation_stats>(),
             finish_reason: finish as i32,
@@ -226,6 +281,17 @@ impl st_generation_stats {
             expert_bytes_read: stats.experts.bytes_read,
             expert_stall_seconds: seconds(stats.experts.stall),
             head_rows_per_token: stats.head_rows_per_token(),
+            expert_read_seconds: seconds(stats.experts.reading),
+            look_ahead_requested: ahead.requested,
+            look_ahead_on_time: ahead.on_time,
+            look_ahead_late: ahead.late,
+            look_ahead_wasted: ahead.wasted,
+            look_ahead_withdrawn: ahead.withdrawn,
+            look_ahead_evicted: ahead.evicted,
+            decode_expert_hits: decode.hits,
+            decode_expert_misses: decode.misses,
+            decode_expert_bytes_read: decode.bytes_read,
+            decode_expert_stall_seconds: seconds(decode.stall),
         }
     }
 }

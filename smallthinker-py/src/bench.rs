@@ -105,6 +105,9 @@ fn common<'py>(
     dict.set_item("read_bandwidth_plain_bytes_s", report.read_bandwidth_plain)?;
     dict.set_item("read_bandwidth_share", report.read_bandwidth_share)?;
     dict.set_item("expert_cache", dicts::experts(py, &report.experts)?)?;
+    dict.set_item("decode_expert_cache", dicts::experts(py, &report.decode_experts)?)?;
+    dict.set_item("read_bytes_per_token", report.read_bytes_per_token)?;
+    dict.set_item("stall_share", report.stall_share)?;
     Ok(dict)
 }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use smallthinker_core::{ExpertKernel, ExpertStats, GenerationStats, ModelStats, Plan, Stage, StageTimes};
+use smallthinker_core::{
+    ExpertKernel, ExpertStats, GenerationStats, LookAheadStats, ModelStats, Plan, Stage, StageTimes,
+};
 
 pub(crate) fn experts<'py>(py: Python<'py>, s: &ExpertStats) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
@@ -15,6 +17,21 @@ pub(crate) fn experts<'py>(py: Python<'py>, s: &ExpertStats) -> PyResult<Bound<'
     dict.set_item("evictions", s.evictions)?;
     dict.set_item("bytes_read", s.bytes_read)?;
     dict.set_item("stall_s", s.stall.as_secs_f64())?;
+    dict.set_item("reading_s", s.reading.as_secs_f64())?;
+    dict.set_item("read_bytes_s", s.read_rate())?;
+    dict.set_item("hit_rate", s.hit_rate())?;
+    dict.set_item("look_ahead", look_ahead(py, &s.look_ahead)?)?;
+    Ok(dict)
+}
+
+pub(crate) fn look_ahead<'py>(py: Python<'py>, s: &LookAheadStats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("requested", s.requested)?;
+    dict.set_item("on_time", s.on_time)?;
+    dict.set_item("late", s.late)?;
+    dict.set_item("wasted", s.wasted)?;
+    dict.set_item("withdrawn", s.withdrawn)?;
+    dict.set_item("evicted", s.evicted)?;
     Ok(dict)
 }
 
@@ -70,6 +87,9 @@ pub(crate) fn generation<'py>(py: Python<'py>, s: &GenerationStats) -> PyResult<
     dict.set_item("bandwidth_bytes_s", s.bandwidth())?;
     dict.set_item("stages", stages(py, &s.decode_per_token(), &s.prefill_per_token())?)?;
     dict.set_item("expert_cache", experts(py, &s.experts)?)?;
+    dict.set_item("decode_expert_cache", experts(py, &s.decode_experts)?)?;
+    dict.set_item("read_bytes_per_token", s.read_bytes_per_token())?;
+    dict.set_item("stall_share", s.stall_share())?;
     dict.set_item("kernels", s.kernels)?;
     dict.set_item("threads", s.threads)?;
     dict.set_item("lm_head", s.lm_head.name())?;
@@ -89,6 +109,8 @@ pub(crate) fn model<'py>(py: Python<'py>, s: &ModelStats) -> PyResult<Bound<'py,
     dict.set_item("cache_policy", s.cache_policy.name())?;
     dict.set_item("lm_head", s.lm_head.name())?;
     dict.set_item("head_predictor", s.head_predictor.map(|p| p.name()))?;
+    dict.set_item("direct_reads", s.direct_reads)?;
+    dict.set_item("look_ahead", s.look_ahead)?;
     dict.set_item("sparse_up", s.sparse_up)?;
     dict.set_item("sparse_down", s.sparse_down)?;
     Ok(dict)
@@ -104,6 +126,7 @@ pub(crate) fn plan<'py>(py: Python<'py>, p: &Plan) -> PyResult<Bound<'py, PyDict
     dict.set_item("lm_head", p.lm_head)?;
     dict.set_item("tokenizer", p.tokenizer)?;
     dict.set_item("scratch", p.scratch)?;
+    dict.set_item("read_buffers", p.read_buffers)?;
     dict.set_item("kv_first_page", p.kv_first_page)?;
     dict.set_item("kv_full_context", p.kv_full_context)?;
     dict.set_item("expert_bank", p.expert_bank)?;

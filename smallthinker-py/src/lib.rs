@@ -16,6 +16,7 @@ mod model;
 mod perplexity;
 mod routing;
 mod session;
+mod simulate;
 mod slot;
 
 use pyo3::prelude::*;
@@ -41,6 +42,8 @@ mod _smallthinker {
     use crate::routing::{policies, trace};
     #[pymodule_export]
     use crate::session::Session;
+    #[pymodule_export]
+    use crate::simulate::simulate;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

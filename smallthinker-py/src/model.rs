@@ -27,6 +27,9 @@ use crate::{dicts, errors};
 /// largest (others are minus infinity), from the predictor that the file brings or a sketch made while loading;
 /// generations can still ask for "full". cache_policy is what the expert cache evicts under a budget
 /// that does not hold all experts: "lru" (least recently used) or "cyclic" (next use expected last); None is "cyclic".
+/// look_ahead says whether to read experts then that the next layer is expected to choose; None does. buffered_reads=True
+/// reads them through the system's page cache, which may keep what the budget has no room for; by default they are
+/// read past it, where the file system allows that.
 #[pyclass(frozen, module = "smallthinker")]
 pub(crate) struct Model {
     pub(crate) handle: Arc<Handle>,
@@ -37,7 +40,8 @@ pub(crate) struct Model {
 impl Model {
     #[new]
     #[pyo3(signature = (path=None, *, memory_budget=None, threads=None, lm_head="full", kernels=None,
-        context_length=None, chunk=None, kv_type="f16", gating=None, cache_policy=None, progress=None))]
+        context_length=None, chunk=None, kv_type="f16", gating=None, cache_policy=None, look_ahead=None,
+        buffered_reads=false, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -51,6 +55,8 @@ impl Model {
         kv_type: &str,
         gating: Option<&str>,
         cache_policy: Option<&str>,
+        look_ahead: Option<bool>,
+        buffered_reads: bool,
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Model> {
         let path = match path {
@@ -70,6 +76,8 @@ impl Model {
         if let Some(name) = cache_policy {
             options.cache_policy = name.parse().map_err(errors::to_py)?;
         }
+        options.look_ahead = look_ahead;
+        options.buffered_reads = buffered_reads;
         let progress = Progress::new(progress)?;
         let stop = Stop::new(options.cancel.clone());
         if let Some(progress) = progress.clone() {
@@ -135,7 +143,16 @@ impl Model {
         Ok(Session { slot: self.handle.keep(session) })
     }
 
-    /// How the memory budget is divided, in bytes.
+    /// Changes the memory budget, bytes or a text such as "8GiB", while the model is in use: experts are evicted at
+    /// once if it is smaller, and room for more of them is made if it is larger. Sessions keep what they have; no result
+    /// changes. Waits for the token or the part of a prompt that is being computed.
+    fn set_memory_budget(&self, py: Python<'_>, memory_budget: &Bound<'_, PyAny>) -> PyResult<()> {
+        let model = self.handle.model()?;
+        let bytes = args::byte_count("memory_budget", Some(memory_budget))?.unwrap_or_default();
+        enter::detached(py, || model.set_memory_budget(bytes))
+    }
+
+    /// How the memory budget was divided when the model was loaded, in bytes.
     fn plan<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         dicts::plan(py, self.handle.model()?.plan())
     }

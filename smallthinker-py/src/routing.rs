@@ -58,18 +58,12 @@ pub(crate) fn policies<'py>(
     path: PathBuf,
     budgets: Option<Vec<Bound<'py, PyAny>>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let budgets: Vec<CacheBudget> = match budgets {
-        Some(budgets) => budgets.iter().map(budget).collect::<PyResult<_>>()?,
-        None => SHARES.map(|percent| CacheBudget::Share(f64::from(percent) / 100.0)).to_vec(),
-    };
+    let budgets = sizes(budgets, &SHARES)?;
     let cancel = CancelFlag::new();
     let (trace, replays) = enter::interruptible(py, &Stop::new(cancel.clone()), || {
         let trace = Trace::read(&path)?;
-        let mut slots: Vec<usize> = budgets.iter().map(|budget| trace.shape().slots(*budget)).collect();
-        slots.sort_unstable();
-        slots.dedup();
         let mut replays = Vec::new();
-        for slots in slots {
+        for slots in all_slots(&trace, &budgets) {
             for policy in ReplayPolicy::all() {
                 if cancel.is_cancelled() {
                     return Err(Error::Cancelled);
@@ -85,6 +79,22 @@ pub(crate) fn policies<'py>(
     Ok(dict)
 }
 
+/// Cache sizes from an argument, or these percentages.
+pub(crate) fn sizes(budgets: Option<Vec<Bound<'_, PyAny>>>, shares: &[u32]) -> PyResult<Vec<CacheBudget>> {
+    match budgets {
+        Some(budgets) => budgets.iter().map(budget).collect(),
+        None => Ok(shares.iter().map(|percent| CacheBudget::Share(f64::from(*percent) / 100.0)).collect()),
+    }
+}
+
+/// The different numbers of slots of some cache sizes, in ascending order.
+pub(crate) fn all_slots(trace: &Trace, budgets: &[CacheBudget]) -> Vec<usize> {
+    let mut slots: Vec<usize> = budgets.iter().map(|budget| trace.shape().slots(*budget)).collect();
+    slots.sort_unstable();
+    slots.dedup();
+    slots
+}
+
 fn budget(value: &Bound<'_, PyAny>) -> PyResult<CacheBudget> {
     if let Ok(text) = value.extract::<String>() {
         return text.parse().map_err(errors::to_py);
@@ -93,8 +103,8 @@ fn budget(value: &Bound<'_, PyAny>) -> PyResult<CacheBudget> {
     Ok(CacheBudget::Bytes(bytes.unwrap_or_default()))
 }
 
-/// What both functions return.
-fn described<'py>(py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyDict>> {
+/// What all functions on traces return.
+pub(crate) fn described<'py>(py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyDict>> {
     let shape = trace.shape();
     let dict = PyDict::new(py);
     dict.set_item("model", &shape.model)?;

@@ -218,6 +218,9 @@ static void test_bad_files(const char *path, const char *folder) {
     options.lm_head = "half";
     CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "found \"half\", allowed: full, sparse");
     options.lm_head = NULL;
+    options.look_ahead = 3;
+    CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "look_ahead: found 3, allowed: an st_look_ahead");
+    options.look_ahead = ST_LOOK_AHEAD_DEFAULT;
     options.kv_type = 77;
     CHECK_FAILS(st_model_open(path, &options, &model), ST_INVALID_ARGUMENT, "kv_type: found 77");
     CHECK(model == NULL);
@@ -366,6 +369,61 @@ static void test_tokens(const st_model *model) {
     CHECK(stats.sparse_up == 1 && stats.sparse_down <= 1);
     CHECK(strcmp(stats.cache_policy, "cyclic") == 0);
     CHECK(stats.head_predictor[0] == '\0');
+}
+
+/* A model whose experts do not all fit: the same tokens, and figures that say what it took. */
+static void test_streaming(const st_model *whole, const char *path) {
+    const uint64_t more_slots = 40;
+    st_model_options options;
+    st_generate_options generate_options = greedy(12);
+    st_plan plan;
+    st_stats stats;
+    st_generation_stats figures;
+    st_session *session = new_session(whole, PROMPT);
+    struct tokens expected = generate(session, &generate_options), found;
+    st_session_free(session);
+    plan.size = sizeof plan;
+    stats.size = sizeof stats;
+    figures.size = sizeof figures;
+    CHECK_OK(st_plan_file(path, NULL, &plan));
+    CHECK(plan.read_buffers > 0 && plan.read_buffers < plan.floor);
+
+    for (int look_ahead = ST_LOOK_AHEAD_DEFAULT; look_ahead <= ST_LOOK_AHEAD_OFF; look_ahead++) {
+        st_model *model = NULL;
+        CHECK_OK(st_model_options_init(&options, sizeof options));
+        options.memory_budget = plan.floor + more_slots * plan.expert_slot;
+        options.look_ahead = look_ahead;
+        options.buffered_reads = look_ahead == ST_LOOK_AHEAD_ON;
+        CHECK_OK(st_model_open(path, &options, &model));
+        session = new_session(model, PROMPT);
+        CHECK_OK(st_session_generate(session, &generate_options, NULL, NULL, NULL, &figures));
+        found = tokens_of(session);
+        CHECK(found.count > expected.count);
+        CHECK(memcmp(found.data + found.count - expected.count, expected.data,
+                     expected.count * sizeof *expected.data) == 0);
+        st_tokens_free(found.data);
+
+        CHECK_OK(st_model_stats(model, &stats));
+        CHECK(stats.look_ahead == (look_ahead != ST_LOOK_AHEAD_OFF));
+        CHECK((stats.look_ahead_requested > 0) == (look_ahead != ST_LOOK_AHEAD_OFF));
+        CHECK(stats.look_ahead_requested >= stats.look_ahead_on_time + stats.look_ahead_late +
+                                                stats.look_ahead_wasted + stats.look_ahead_withdrawn);
+        CHECK(!(options.buffered_reads && stats.direct_reads));
+        CHECK(stats.expert_read_seconds > 0 && figures.expert_read_seconds <= stats.expert_read_seconds);
+        CHECK(figures.look_ahead_requested <= stats.look_ahead_requested);
+        CHECK(0 < figures.decode_expert_misses && figures.decode_expert_misses < figures.expert_misses);
+        CHECK(0 < figures.decode_expert_hits && figures.decode_expert_hits <= figures.expert_hits);
+        CHECK(0 < figures.decode_expert_bytes_read && figures.decode_expert_bytes_read < figures.expert_bytes_read);
+        CHECK(figures.decode_expert_stall_seconds <= figures.expert_stall_seconds);
+
+        CHECK_FAILS(st_model_set_memory_budget(NULL, plan.everything), ST_INVALID_ARGUMENT, "argument model");
+        CHECK_FAILS(st_model_set_memory_budget(model, 1000), ST_BUDGET, "1000 bytes");
+        CHECK_OK(st_model_set_memory_budget(model, options.memory_budget + 9 * plan.expert_slot));
+        CHECK(st_model_stats(model, &stats) == ST_OK && stats.budget == options.memory_budget + 9 * plan.expert_slot);
+        st_session_free(session);
+        st_model_free(model);
+    }
+    st_tokens_free(expected.data);
 }
 
 struct seen {
@@ -802,6 +860,7 @@ int main(int argc, char **argv) {
     test_sparse_head(model, argv[1]);
     test_progress(argv[1]);
     test_tokens(model);
+    test_streaming(model, argv[1]);
     test_generate(model);
     test_stop_text(model);
     test_past(model, folder);

@@ -181,6 +181,9 @@ def test_stats(model):
     assert stats["bytes_per_token"] > 0
     cache = stats["expert_cache"]
     assert cache["hits"] > 0 and cache["resident"] <= cache["slots"]
+    assert cache["hit_rate"] == stats["decode_expert_cache"]["hit_rate"] == 1
+    assert stats["read_bytes_per_token"] == stats["stall_share"] == cache["look_ahead"]["requested"] == 0
+    assert model.stats()["direct_reads"] is model.stats()["look_ahead"] is False, "all experts are in memory"
     assert model.stats()["threads"] == stats["threads"] >= 1
     assert model.stats()["cache_policy"] == "cyclic"
     # Experts of the shipped model are Q4_0.
@@ -206,6 +209,60 @@ def test_plan(model, model_path):
     again = smallthinker.plan(model_path, memory_budget=plan["floor"])
     assert again["budget"] == plan["floor"] == again["floor"]
     assert smallthinker.plan(model_path, memory_budget="64GiB")["budget"] == 64 << 30
+
+
+def budget_of(plan, slots):
+    """A budget that holds at least so many experts."""
+    return plan["floor"] + slots * plan["expert_slot"]
+
+
+@pytest.mark.parametrize("options", [{}, {"look_ahead": True}, {"look_ahead": False}, {"buffered_reads": True}])
+def test_streaming_experts_changes_no_token_and_tells_what_it_took(model, options):
+    plan = model.plan()
+    assert 0 < plan["read_buffers"] < plan["floor"]
+    expected = model.generate(PROMPT, max_tokens=12)
+    with smallthinker.Model(model.path, memory_budget=budget_of(plan, 40), **options) as small:
+        done = small.generate(PROMPT, max_tokens=12)
+        state = small.stats()
+    assert done.tokens == expected.tokens
+    looks = options.get("look_ahead", True)
+    assert state["look_ahead"] is looks
+    assert not (options.get("buffered_reads") and state["direct_reads"])
+    whole, decode = done.stats["expert_cache"], done.stats["decode_expert_cache"]
+    ahead = whole["look_ahead"]
+    assert set(ahead) == {"requested", "on_time", "late", "wasted", "withdrawn", "evicted"}
+    assert (ahead["requested"] > 0) is looks
+    assert sum(ahead.values()) <= 2 * ahead["requested"]
+    for key in ("hits", "misses", "bytes_read", "reading_s"):
+        assert 0 < decode[key] <= whole[key], key
+    assert decode["misses"] < whole["misses"], "the prompt was read too"
+    assert decode["hit_rate"] == pytest.approx(decode["hits"] / (decode["hits"] + decode["misses"]))
+    assert whole["read_bytes_s"] == pytest.approx(whole["bytes_read"] / whole["reading_s"])
+    steps = round(done.stats["decode_tok_s"] * done.stats["decode_s"])
+    assert done.stats["read_bytes_per_token"] == decode["bytes_read"] // steps
+    assert done.stats["stall_share"] == pytest.approx(decode["stall_s"] / done.stats["decode_s"])
+
+
+def test_the_budget_can_be_changed(model):
+    plan = model.plan()
+    expected = model.generate(PROMPT, max_tokens=12).tokens
+    budgets = [budget_of(plan, 40), str(budget_of(plan, 10)), plan["everything"], plan["floor"]]
+    with smallthinker.Model(model.path, memory_budget=plan["floor"]) as other:
+        slots = []
+        for budget in budgets:
+            other.set_memory_budget(budget)
+            assert other.stats()["budget"] == int(budget)
+            assert other.generate(PROMPT, max_tokens=12).tokens == expected
+            slots.append(other.stats()["expert_cache"]["slots"])
+            assert other.stats()["budget_used"] <= int(budget)
+        assert slots[3] < slots[1] < slots[0] < slots[2] == plan["experts"]
+        with pytest.raises(smallthinker.BudgetError, match=str(plan["floor"])):
+            other.set_memory_budget(plan["floor"] - 1)
+        assert other.stats()["budget"] == plan["floor"]
+        with pytest.raises(smallthinker.InvalidArgument, match="memory_budget"):
+            other.set_memory_budget("lots")
+        with pytest.raises(TypeError, match="memory_budget"):
+            other.set_memory_budget(1.5)
 
 
 def test_threads_and_chunks_do_not_change_the_text(model, model_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,28 @@ def test_inspect(model_path):
 def test_plan(model_path):
     plan = json.loads(output("plan", model_path, "--memory-budget", "1GiB", "--json"))
     assert plan["budget"] == 1 << 30
-    assert "1.00 GiB" in output("plan", model_path, "--memory-budget", "1GiB")
+    text = output("plan", model_path, "--memory-budget", "1GiB")
+    assert "1.00 GiB" in text and "threads that read experts" in text
+
+
+def test_streaming_figures(model, model_path):
+    plan = model.plan()
+    budget = ["--model", model_path, "--memory-budget", plan["floor"] + 40 * plan["expert_slot"]]
+    expected = model.generate(PROMPT, max_tokens=16).text
+    for options, looks in (([], True), (["--no-look-ahead"], False), (["--look-ahead", "--buffered-reads"], True)):
+        done = smallthinker("generate", PROMPT, *budget, "-n", 16, "-v", *options)
+        assert done.stdout == expected + "\n"
+        speed, experts = done.stderr.splitlines()
+        assert "GB/s of weights" in speed
+        words = r"experts: [\d.]+% hits, [\d.]+ MB read per token at \d+ MB/s, waited \d+% of the time; looking ahead: "
+        found = re.fullmatch(words + r"(\d+) on time, (\d+) late, (\d+) wasted", experts)
+        assert found, experts
+        assert (sum(map(int, found.groups())) > 0) is looks
+    args = ["bench", *budget, "--prompt-tokens", 8, "--gen-tokens", 8, "--repetitions", 1]
+    figures = json.loads(output(*args, "--json"))
+    assert figures["read_bytes_per_token"] == figures["decode_expert_cache"]["bytes_read"] // 8 > 0
+    assert 0 <= figures["stall_share"] <= 1
+    assert "MB read per token" in output(*args)
 
 
 def test_bench(model_path):
@@ -143,7 +165,7 @@ def test_version_and_help():
     import smallthinker as package
 
     assert output("--version").strip() == f"smallthinker {package.__version__}"
-    for command in ("generate", "chat", "inspect", "convert", "plan", "bench", "profile", "trace", "policies"):
+    for command in ("generate", "chat", "inspect", "convert", "plan", "bench", "profile", "trace", "policies", "simulate"):
         assert command in output("--help")
         assert "usage:" in output(command, "--help")
 

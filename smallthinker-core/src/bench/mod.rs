@@ -86,26 +86,28 @@ pub struct BenchReport {
     pub peak_rss: Option<u64>,
     /// What the expert cache did meanwhile.
     pub experts: ExpertStats,
-    /// Reading experts during decode, if not all of them are in memory.
+    /// What it did during decode, in the same repetition as `decode_token`.
+    pub decode_experts: ExpertStats,
+    /// Bytes of experts read from the file per decoded token, in the same repetition.
+    pub read_bytes_per_token: u64,
+    /// What storage allows, if not all experts are in memory.
     pub storage: Option<StorageReport>,
+    /// Share of decode's time that computation waited for experts, in the same repetition.
+    pub stall_share: f64,
 }
 
-/// Decoding against what storage allows.
+/// What storage allows decoding.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StorageReport {
     /// Bytes per second that as many threads as the model has for it read of experts, in any order, while nothing else
     /// is done; the best of one pass after each repetition.
     pub bandwidth: f64,
-    /// Bytes read per decoded token, in the repetition whose decode speed is the median.
-    pub bytes_per_token: u64,
-    /// Tokens per second at which storage alone would be busy all the time: `bandwidth` / `bytes_per_token`;
-    /// infinite if nothing was read.
+    /// Tokens per second at which storage alone would be busy all the time: `bandwidth` per
+    /// [`read_bytes_per_token`](BenchReport::read_bytes_per_token); infinite if nothing was read.
     pub limit: f64,
     /// Share of that limit that the median decode speed is.
     pub limit_share: f64,
-    /// Share of decode's time that computation waited for reads, in the same repetition.
-    pub stall_share: f64,
 }
 
 /// The prompt and the sampling are the same in every run.
@@ -182,22 +184,17 @@ pub fn run(
         read_bandwidth_share: if bandwidth.best > 0.0 { decode_bandwidth / bandwidth.best } else { 0.0 },
         peak_rss: peak.bytes,
         experts: model.stats().experts.since(&experts_before),
+        decode_experts: middle.decode_experts.clone(),
+        read_bytes_per_token: middle.read_bytes_per_token(),
+        stall_share: middle.stall_share(),
         storage: storage.map(|bandwidth| storage_report(bandwidth, decode.median, middle)),
     })
 }
 
 fn storage_report(bandwidth: f64, decode: f64, stats: &GenerationStats) -> StorageReport {
-    let read = &stats.decode_experts;
-    let bytes_per_token = read.bytes_read.checked_div(stats.decode_steps as u64).unwrap_or(0);
-    let limit = if bytes_per_token == 0 { f64::INFINITY } else { bandwidth / bytes_per_token as f64 };
-    let decode_seconds = stats.decode_time.as_secs_f64();
-    StorageReport {
-        bandwidth,
-        bytes_per_token,
-        limit,
-        limit_share: decode / limit,
-        stall_share: if decode_seconds > 0.0 { read.stall.as_secs_f64() / decode_seconds } else { 0.0 },
-    }
+    let bytes = stats.read_bytes_per_token();
+    let limit = if bytes == 0 { f64::INFINITY } else { bandwidth / bytes as f64 };
+    StorageReport { bandwidth, limit, limit_share: decode / limit }
 }
 
 /// One prompt and its continuation in a session of their own.

@@ -10,7 +10,7 @@
 //! (what a pass sees); `policy` says what to evict, `stats` what happened.
 
 pub(crate) mod policy;
-mod queue;
+pub(crate) mod queue;
 mod readers;
 mod slot;
 mod stats;

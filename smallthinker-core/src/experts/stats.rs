@@ -46,6 +46,12 @@ pub struct LookAheadStats {
 }
 
 impl ExpertStats {
+    /// Share of uses that were hits, 0 to 1; 0 if there was none.
+    pub fn hit_rate(&self) -> f64 {
+        let uses = self.hits + self.misses;
+        if uses == 0 { 0.0 } else { self.hits as f64 / uses as f64 }
+    }
+
     /// Bytes read per second of reading; 0 if nothing was read.
     pub fn read_rate(&self) -> f64 {
         if self.reading.is_zero() { 0.0 } else { self.bytes_read as f64 / self.reading.as_secs_f64() }

@@ -19,9 +19,16 @@
 
 mod belady;
 mod budget;
+mod contents;
 mod file;
+mod guesses;
+mod machine;
 mod record;
 mod replay;
+mod simulate;
+#[cfg(test)]
+mod simulate_tests;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -29,4 +36,6 @@ mod trace;
 pub use budget::CacheBudget;
 pub use record::{RecordOptions, record};
 pub use replay::{Accesses, Replay, ReplayPolicy, replay};
+pub use simulate::{ComputeTimes, SimOptions, Simulation, simulate};
+pub use storage::Storage;
 pub use trace::{PassKind, Shape, Trace, TracedPass};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::belady::Belady;
 use super::trace::{PassKind, Shape, Trace};
+use crate::experts::ExpertId;
 use crate::experts::policy::{CachePolicy, Policy};
 use crate::{Error, Result};
 
@@ -49,6 +50,14 @@ pub struct Accesses {
     pub bytes_read: u64,
 }
 
+impl Accesses {
+    /// Share of uses that were hits, 0 to 1; 0 if there was none.
+    pub fn hit_rate(&self) -> f64 {
+        let all = self.hits + self.misses;
+        if all == 0 { 0.0 } else { self.hits as f64 / all as f64 }
+    }
+}
+
 /// What a replay counted. The cache is empty at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -68,8 +77,7 @@ pub struct Replay {
 impl Replay {
     /// Share of decode's uses that were hits, 0 to 1; 0 if nothing was decoded.
     pub fn hit_rate(&self) -> f64 {
-        let all = self.decode.hits + self.decode.misses;
-        if all == 0 { 0.0 } else { self.decode.hits as f64 / all as f64 }
+        self.decode.hit_rate()
     }
 
     /// Bytes read from the file per decoded token, rounded down; 0 if nothing was decoded.
@@ -78,24 +86,22 @@ impl Replay {
     }
 }
 
+/// Errors: [`Error::InvalidArgument`] if `slots` is less than what one token needs in a layer.
+pub(super) fn check_slots(shape: &Shape, slots: usize) -> Result<()> {
+    if slots < shape.top_k {
+        let allowed = format!("{} or more, the experts that a token chooses", shape.top_k);
+        return Err(Error::argument("slots", slots, allowed));
+    }
+    Ok(())
+}
+
 /// Replays all passes of `trace` against an empty cache of `slots` slots.
 ///
 /// Errors: [`Error::InvalidArgument`] if `slots` is less than what one token needs in a layer.
 pub fn replay(trace: &Trace, policy: ReplayPolicy, slots: usize) -> Result<Replay> {
     let shape = trace.shape();
-    if slots < shape.top_k {
-        let allowed = format!("{} or more, the experts that a token chooses", shape.top_k);
-        return Err(Error::argument("slots", slots, allowed));
-    }
-    let mut cache = Cache {
-        policy: match policy {
-            ReplayPolicy::Cache(policy) => policy.start(shape.layers(), shape.n_experts),
-            ReplayPolicy::Belady => Box::new(Belady::new(trace)),
-        },
-        inside: vec![false; shape.experts()],
-        free: slots,
-        shape,
-    };
+    check_slots(shape, slots)?;
+    let mut cache = Cache::new(trace, policy, slots);
     let (mut prompt, mut decode) = (Accesses::default(), Accesses::default());
     let mut uses = vec![0; shape.n_experts];
     for pass in trace.passes() {
@@ -108,17 +114,44 @@ pub fn replay(trace: &Trace, policy: ReplayPolicy, slots: usize) -> Result<Repla
     Ok(Replay { policy, slots, prompt, decode, decode_tokens: trace.tokens(PassKind::Decode) })
 }
 
-struct Cache<'t> {
-    shape: &'t Shape,
-    policy: Box<dyn Policy>,
-    inside: Vec<bool>,
-    free: usize,
+/// What a cache holds.
+pub(super) struct Cache<'t> {
+    pub(super) shape: &'t Shape,
+    pub(super) policy: Box<dyn Policy>,
+    /// `[layer][expert]`.
+    pub(super) inside: Vec<bool>,
+    /// Slots that hold nothing.
+    pub(super) free: usize,
 }
 
 impl Cache<'_> {
+    /// An empty cache of `slots` slots.
+    pub(super) fn new(trace: &Trace, policy: ReplayPolicy, slots: usize) -> Cache<'_> {
+        let shape = trace.shape();
+        let policy = match policy {
+            ReplayPolicy::Cache(policy) => policy.start(shape.layers(), shape.n_experts),
+            ReplayPolicy::Belady => Box::new(Belady::new(trace)),
+        };
+        Cache { shape, policy, inside: vec![false; shape.experts()], free: slots }
+    }
+
+    /// An absent expert takes a free slot.
+    pub(super) fn insert(&mut self, (layer, expert): ExpertId) {
+        self.free -= 1;
+        self.policy.inserted((layer, expert));
+        self.inside[layer * self.shape.n_experts + expert] = true;
+    }
+
+    /// An expert gives its slot back.
+    pub(super) fn remove(&mut self, (layer, expert): ExpertId) {
+        self.policy.removed((layer, expert));
+        self.inside[layer * self.shape.n_experts + expert] = false;
+        self.free += 1;
+    }
+
     /// A layer's turn, as the engine does it: first everything that fits is requested, then the experts are computed in
     /// order, and what is still missing takes the place of those that are done. Leaves zeros in `uses`.
-    fn turn(&mut self, layer: usize, tokens: usize, uses: &mut [u32], counts: &mut Accesses) {
+    pub(super) fn turn(&mut self, layer: usize, tokens: usize, uses: &mut [u32], counts: &mut Accesses) {
         self.policy.turn(layer, tokens, uses);
         let from = layer * self.shape.n_experts;
         for expert in 0..uses.len() {
@@ -140,19 +173,15 @@ impl Cache<'_> {
     /// `urgent`, the one that it needs last.
     fn load(&mut self, layer: usize, expert: usize, uses: &[u32], urgent: bool, counts: &mut Accesses) {
         let n = self.shape.n_experts;
-        if self.free > 0 {
-            self.free -= 1;
-        } else {
+        if self.free == 0 {
             let victim = self.policy.victim(&|(l, e)| l != layer || uses[e] == 0).or_else(|| {
                 let needed_last = (0..n).rev().find(|&e| urgent && uses[e] > 0 && self.inside[layer * n + e]);
                 needed_last.map(|e| (layer, e))
             });
-            let Some((l, e)) = victim else { return };
-            self.policy.removed((l, e));
-            self.inside[l * n + e] = false;
+            let Some(victim) = victim else { return };
+            self.remove(victim);
         }
-        self.policy.inserted((layer, expert));
-        self.inside[layer * n + expert] = true;
+        self.insert((layer, expert));
         counts.misses += 1;
         counts.bytes_read = counts.bytes_read.saturating_add(self.shape.expert_bytes[layer]);
     }

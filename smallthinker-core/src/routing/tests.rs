@@ -8,7 +8,7 @@ use super::*;
 use crate::{CachePolicy, Error};
 
 /// A trace of one-token passes, `[token][layer]` sets of experts.
-fn decode_trace(n_experts: usize, top_k: usize, tokens: &[Vec<Vec<u32>>]) -> Trace {
+pub(super) fn decode_trace(n_experts: usize, top_k: usize, tokens: &[Vec<Vec<u32>>]) -> Trace {
     let layers = tokens.first().map_or(1, Vec::len);
     let mut trace = Trace::new(shape(layers, n_experts, top_k)).unwrap();
     for token in tokens {
@@ -23,7 +23,7 @@ fn shape(layers: usize, n_experts: usize, top_k: usize) -> Shape {
 }
 
 /// Sets of `top_k` experts for each layer of each token.
-fn choices(
+pub(super) fn choices(
     layers: usize,
     n: usize,
     top_k: usize,

@@ -31,7 +31,7 @@ pub struct GenerationStats {
     pub decode_stages: StageTimes,
     /// What the expert cache did meanwhile (for all sessions of the model).
     pub experts: ExpertStats,
-    /// The part of that after the first token.
+    /// Of that, what it did during decode.
     pub decode_experts: ExpertStats,
     /// Kernel set in use.
     pub kernels: &'static str,
@@ -74,6 +74,16 @@ impl GenerationStats {
     /// Rows of the head computed per decoded token; 0 if there were none.
     pub fn head_rows_per_token(&self) -> f64 {
         if self.decode_steps == 0 { 0.0 } else { self.head_rows as f64 / self.decode_steps as f64 }
+    }
+
+    /// Bytes of experts read from the file per decoded token.
+    pub fn read_bytes_per_token(&self) -> u64 {
+        self.decode_experts.bytes_read.checked_div(self.decode_steps as u64).unwrap_or(0)
+    }
+
+    /// Share of decode's time that computation waited for experts, 0 to 1.
+    pub fn stall_share(&self) -> f64 {
+        rate(self.decode_experts.stall.as_secs_f64(), self.decode_time)
     }
 
     /// What one prompt token took.

@@ -33,6 +33,7 @@ from ._smallthinker import (
     policies,
     profile,
     quantize,
+    simulate,
     trace,
 )
 from ._types import Message
@@ -64,5 +65,6 @@ __all__ = [
     "profile",
     "quantize",
     "shipped_model_path",
+    "simulate",
     "trace",
 ]

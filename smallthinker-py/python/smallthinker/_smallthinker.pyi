@@ -13,6 +13,7 @@ from ._types import (
     GenerationStats,
     HeadComparison,
     Inspection,
+    Measurement,
     Message,
     ModelStats,
     Perplexity,
@@ -20,6 +21,7 @@ from ._types import (
     PolicyComparison,
     Profile,
     Quantization,
+    Simulations,
     TraceSummary,
 )
 
@@ -39,6 +41,7 @@ __all__ = [
     "policies",
     "profile",
     "quantize",
+    "simulate",
     "trace",
 ]
 
@@ -98,6 +101,8 @@ class Model:
         kv_type: Literal["f16", "f32", "q8_0"] = "f16",
         gating: Literal["softmax", "sigmoid"] | None = None,
         cache_policy: Literal["lru", "cyclic"] | None = None,
+        look_ahead: bool | None = None,
+        buffered_reads: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Model: ...
     def generate(
@@ -169,6 +174,7 @@ class Model:
     def logits(self, ids: Iterable[int]) -> npt.NDArray[np.float32]: ...
     def session(self) -> Session: ...
     def load_session(self, path: str | PathLike[str]) -> Session: ...
+    def set_memory_budget(self, memory_budget: int | str) -> None: ...
     def plan(self) -> Plan: ...
     def stats(self) -> ModelStats: ...
     def close(self) -> None: ...
@@ -321,3 +327,16 @@ def trace(
     seed: int | None = None,
 ) -> TraceSummary: ...
 def policies(path: str | PathLike[str], *, budgets: Sequence[int | str] | None = None) -> PolicyComparison: ...
+def simulate(
+    path: str | PathLike[str],
+    *,
+    compute: Measurement,
+    storage: Sequence[str],
+    budgets: Sequence[int | str] | None = None,
+    policy: Literal["lru", "cyclic"] | None = None,
+    readers: int = 4,
+    queue_depth: int = 32,
+    pack_rate: int | str | None = None,
+    processors: int | None = None,
+    look_ahead: float | None = None,
+) -> Simulations: ...

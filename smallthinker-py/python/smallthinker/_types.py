@@ -12,8 +12,26 @@ class Message(TypedDict):
     content: str
 
 
+class LookAheadStats(TypedDict):
+    """What became of the experts that were requested before they were chosen (those still on their way: nothing yet).
+
+    on_time and late ones were chosen; wasted ones were read, withdrawn ones not; evicted ones went before their layer's turn.
+    """
+
+    requested: int
+    on_time: int
+    late: int
+    wasted: int
+    withdrawn: int
+    evicted: int
+
+
 class ExpertCacheStats(TypedDict):
-    """What the expert cache did."""
+    """What the expert cache did.
+
+    stall_s is the time that computation waited for reads; reading_s the time during which anything was being read and
+    brought into its place, and read_bytes_s the rate of that.
+    """
 
     slots: int
     resident: int
@@ -22,6 +40,10 @@ class ExpertCacheStats(TypedDict):
     evictions: int
     bytes_read: int
     stall_s: float
+    reading_s: float
+    read_bytes_s: float
+    hit_rate: float
+    look_ahead: LookAheadStats
 
 
 class StageCost(TypedDict):
@@ -34,6 +56,9 @@ class StageCost(TypedDict):
 
 class GenerationStats(TypedDict):
     """Figures of one generation. Decode is everything after the first token.
+
+    expert_cache is what the cache did for all sessions meanwhile, decode_expert_cache what it did during decode.
+    read_bytes_per_token is what decode read from the file, stall_share the share of its time that it waited for that.
 
     stages has those that took any time: embedding, router, norm, qkv, attention, attention_out, wait (for experts that
     are still being read), gate_up, down, head. gate and up have bytes of their own; their time is gate_up's.
@@ -52,6 +77,9 @@ class GenerationStats(TypedDict):
     bandwidth_bytes_s: float
     stages: Dict[str, StageCost]
     expert_cache: ExpertCacheStats
+    decode_expert_cache: ExpertCacheStats
+    read_bytes_per_token: int
+    stall_share: float
     kernels: str
     threads: int
     lm_head: str
@@ -62,7 +90,8 @@ class GenerationStats(TypedDict):
 class ModelStats(TypedDict):
     """State of a model. Budgets are bytes.
 
-    sparse_up and sparse_down tell whether decode skips inactive neurons in these projections of all layers.
+    sparse_up and sparse_down tell whether decode skips inactive neurons in these projections of all layers; direct_reads
+    whether experts are read past the system's page cache; look_ahead whether those are that the next layer may choose.
     head_predictor is what picks rows for the sparse head: "file", "sketch", or None.
     """
 
@@ -75,6 +104,8 @@ class ModelStats(TypedDict):
     cache_policy: str
     lm_head: str
     head_predictor: Optional[str]
+    direct_reads: bool
+    look_ahead: bool
     sparse_up: bool
     sparse_down: bool
 
@@ -91,6 +122,7 @@ class Plan(TypedDict):
     lm_head: int
     tokenizer: int
     scratch: int
+    read_buffers: int
     kv_first_page: int
     kv_full_context: int
     expert_bank: int
@@ -177,7 +209,7 @@ class Measurement(TypedDict):
     """What both a benchmark and a profile measured.
 
     Times per token and stages are those of one run. read_bandwidth_bytes_s is the best rate at which this machine reads
-    memory, read_bandwidth_plain_bytes_s that of a plain loop.
+    memory, read_bandwidth_plain_bytes_s that of a plain loop. read_bytes_per_token is what decode read from the file.
     """
 
     model: str
@@ -196,6 +228,9 @@ class Measurement(TypedDict):
     read_bandwidth_plain_bytes_s: float
     read_bandwidth_share: float
     expert_cache: ExpertCacheStats
+    decode_expert_cache: ExpertCacheStats
+    read_bytes_per_token: int
+    stall_share: float
 
 
 class Benchmark(Measurement):
@@ -305,3 +340,25 @@ class PolicyComparison(TraceSummary):
     """Every policy at every cache size, from the smallest on."""
 
     replays: List[Replay]
+
+
+class Simulation(TypedDict):
+    """What decoding would be like with a cache of one size and one storage device."""
+
+    storage: str
+    expert_slots: int
+    cache_bytes: int
+    decode_tok_s: float
+    hit_rate: float
+    stall_share: float
+    read_bytes_per_token: int
+    look_ahead: LookAheadStats
+
+
+class Simulations(TraceSummary):
+    """Every device at every cache size, from the smallest on; compute_tok_s is the speed without any reading."""
+
+    policy: str
+    threads: int
+    compute_tok_s: float
+    simulations: List[Simulation]

@@ -9,9 +9,37 @@ from typing import List, Optional
 
 from .._errors import SmallThinkerError
 from .._smallthinker import __version__
-from . import bench, chat, convert, generate, heads, inspect, perplexity, plan, policies, profile, quantize, trace
+from . import (
+    bench,
+    chat,
+    convert,
+    generate,
+    heads,
+    inspect,
+    perplexity,
+    plan,
+    policies,
+    profile,
+    quantize,
+    simulate,
+    trace,
+)
 
-COMMANDS = (generate, chat, inspect, convert, quantize, plan, bench, profile, perplexity, heads, trace, policies)
+COMMANDS = (
+    generate,
+    chat,
+    inspect,
+    convert,
+    quantize,
+    plan,
+    bench,
+    profile,
+    perplexity,
+    heads,
+    trace,
+    policies,
+    simulate,
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Union
 
 from .._errors import InvalidArgument
 from .._smallthinker import Model
+from .._types import GenerationStats, Measurement
 from ._progress import bar
 
 
@@ -29,6 +30,16 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     group.add_argument(
         "--cache-policy", metavar="NAME", help="what to evict if not all experts fit: lru or cyclic (default)"
     )
+    group.add_argument(
+        "--look-ahead",
+        action=argparse.BooleanOptionalAction,
+        help="read experts that the next layer may choose, if not all experts fit (default: yes)",
+    )
+    group.add_argument(
+        "--buffered-reads",
+        action="store_true",
+        help="read experts through the system's page cache even if not all fit",
+    )
 
 
 def load(args: argparse.Namespace) -> Model:
@@ -42,6 +53,8 @@ def load(args: argparse.Namespace) -> Model:
             kernels=args.kernels,
             cache_policy=args.cache_policy,
             **({"lm_head": args.lm_head} if args.lm_head else {}),
+            look_ahead=args.look_ahead,
+            buffered_reads=args.buffered_reads,
             **({"kv_type": args.kv_type} if args.kv_type else {}),
             progress=progress,
         )
@@ -85,16 +98,33 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def speed_line(stats: Any) -> str:
-    """Figures of a generation in one line."""
+def speed_lines(stats: GenerationStats) -> str:
+    """Figures of a generation in one line; if experts were read, in a second one what that took."""
     evaluated = stats["prompt_tokens"] - stats["cached_tokens"]
     rows = f"{stats['head_rows_per_token']:.0f} rows of the head, " if stats["lm_head"] == "sparse" else ""
-    return (
+    line = (
         f"prompt {evaluated} tokens at {stats['prefill_tok_s']:.1f}/s, "
         f"generated {stats['generated_tokens']} at {stats['decode_tok_s']:.1f}/s, "
         f"first after {stats['time_to_first_token_s'] * 1000:.0f} ms, "
         f"{stats['bandwidth_bytes_s'] / 1e9:.1f} GB/s of weights, {rows}{stats['threads']} threads, {stats['kernels']}, "
         f"seed {stats['seed']}"
+    )
+    return f"{line}\nexperts: {streaming(stats)}" if streams(stats) else line
+
+
+def streams(found: Union[GenerationStats, Measurement]) -> bool:
+    """Whether experts were read from the file while text was generated."""
+    return found["expert_cache"]["bytes_read"] > 0
+
+
+def streaming(found: Union[GenerationStats, Measurement]) -> str:
+    """What decode read and how long it waited for that."""
+    cache = found["decode_expert_cache"]
+    ahead = cache["look_ahead"]
+    return (
+        f"{cache['hit_rate']:.1%} hits, {found['read_bytes_per_token'] / 1e6:.1f} MB read per token "
+        f"at {cache['read_bytes_s'] / 1e6:.0f} MB/s, waited {found['stall_share']:.0%} of the time; looking ahead: "
+        f"{ahead['on_time']} on time, {ahead['late']} late, {ahead['wasted']} wasted"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._smallthinker import bench
 from .._types import ExpertCacheStats, Measurement
-from ._options import add_model, load, size
+from ._options import add_model, load, size, streaming, streams
 from ._progress import bar
 
 
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:<10} {figures}, {count} tokens, {found['repetitions']} repetitions")
     print(f"bandwidth  {size(found['bytes_per_token'])} per token, {bandwidth(found)}")
     print(f"experts    {experts(found['expert_cache'])}")
+    if streams(found):
+        print(f"reading    {streaming(found)}")
     return 0
 
 

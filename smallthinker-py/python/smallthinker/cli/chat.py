@@ -7,7 +7,7 @@ import sys
 from typing import Any, List
 
 from .._types import Message
-from ._options import add_model, add_sampling, load, sampling, speed_line, write
+from ._options import add_model, add_sampling, load, sampling, speed_lines, write
 
 
 def add(commands: Any) -> None:
@@ -53,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
                         raise
                 write("\n")
                 if args.stats:
-                    print(speed_line(stream.stats), file=sys.stderr)
+                    print(speed_lines(stream.stats), file=sys.stderr)
             history.append({"role": "assistant", "content": "".join(answer)})

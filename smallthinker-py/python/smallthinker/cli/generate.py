@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from ._options import add_model, add_sampling, load, sampling, speed_line, write
+from ._options import add_model, add_sampling, load, sampling, speed_lines, write
 
 
 def add(commands: Any) -> None:
@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> int:
             write(piece)
         write("\n")
         if args.stats:
-            print(speed_line(stream.stats), file=sys.stderr)
+            print(speed_lines(stream.stats), file=sys.stderr)
     return 0

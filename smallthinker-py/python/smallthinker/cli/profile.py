@@ -8,7 +8,7 @@ from typing import Any, List
 
 from .._smallthinker import profile
 from .._types import ExpertKernel, Profile
-from ._options import add_model, load
+from ._options import add_model, load, streaming, streams
 from .bench import bandwidth, experts
 
 HEADER = (
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:<10} {speed:.1f} tokens/s, {count} tokens")
     print(f"bandwidth  {bandwidth(found)}")
     print(f"experts    {experts(found['expert_cache'])}")
+    if streams(found):
+        print(f"reading    {streaming(found)}")
     for part in ("gate", "up", "down"):
         print(f"{part:<10} {kinds([k for k in found['expert_kernels'] if k['part'] == part])}")
     return 0
