@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::gguf::{Double, Gguf};
+use crate::pack::{PackOptions, pack};
 use crate::test_models::{Fixture, Random, Spec};
 use crate::{Error, FinishReason, GenerateOptions, Model, ModelOptions, Result};
 
@@ -133,10 +134,24 @@ impl Rig {
     fn new(slots_more: u64) -> Rig {
         let spec =
             Spec { layers: 4, ffn: 256, experts: 12, top_k: 2, tied: false, context: 64, ..Spec::default() };
-        let fixture = Fixture::new(spec);
+        Rig::over(Fixture::new(spec), slots_more, false)
+    }
+
+    /// The same from a packed copy of the model's file, which reads go from into slots directly.
+    fn packed(slots_more: u64) -> Rig {
+        let rig = Rig::new(slots_more);
+        Rig::over(rig.fixture, slots_more, true)
+    }
+
+    fn over(mut fixture: Fixture, slots_more: u64, packed: bool) -> Rig {
         let prompt = Random::new(3).tokens(20);
         let everything = fixture.open();
         let expected = generate(&everything, &prompt, None).unwrap();
+        if packed {
+            let packed = fixture.path.with_extension("packed");
+            pack(&fixture.path, &packed, PackOptions::default()).unwrap();
+            fixture.path = packed;
+        }
         let file = File::open(&fixture.path).unwrap();
         let len = file.metadata().unwrap().len();
         let storage = Storage { file, len, schedule: Mutex::new(CALM), reads: AtomicU64::new(0) };
@@ -214,10 +229,9 @@ fn in_time(test: impl FnOnce() + Send + 'static) {
 #[test]
 fn a_thousand_fault_schedules_end_in_the_right_text_or_in_an_error() {
     in_time(|| {
-        for slots_more in [0, 12] {
-            let rig = Rig::new(slots_more);
+        for (rig, schedules) in [(Rig::new(0), 500), (Rig::new(12), 500), (Rig::packed(6), 200)] {
             let mut ended = [[0; 2]; Trouble::ALL.len()];
-            for seed in 0..500 {
+            for seed in 0..schedules {
                 let trouble = Trouble::ALL[seed as usize % Trouble::ALL.len()];
                 let calm = Random::new(seed + 1).below(150).into();
                 rig.storage.set(Schedule { trouble, seed, calm });

@@ -3,7 +3,8 @@
 //! The way of the data: file → [`gguf`] → [`Model`] (hyperparameters, resident weights, expert index) →
 //! forward pass (router → expert requests → attention → experts → head) → logits → [`sample`] →
 //! [`Session`] → text. A model is immutable and shared; a session is one conversation. Beside that way:
-//! [`mod@bench`], [`fn@perplexity`], [`compare_heads`], [`convert`], and [`routing`], which records expert choices and replays them against cache policies.
+//! [`mod@bench`], [`fn@perplexity`], [`compare_heads`], [`convert`], [`pack`], and [`routing`], which records expert choices
+//! and replays them against cache policies.
 //!
 //! ```no_run
 //! use smallthinker_core::{GenerateOptions, Model};
@@ -43,6 +44,7 @@ mod session;
 pub mod bench;
 pub mod convert;
 mod heads;
+pub mod pack;
 mod perplexity;
 pub mod routing;
 

@@ -11,7 +11,7 @@ use crate::sample::SplitMix64;
 /// How long a measurement reads.
 const TIME: Duration = Duration::from_millis(500);
 
-/// Bytes per second that the cache's number of threads reads of experts' matrices, picked at random, in the way that the
+/// Bytes per second that the cache's number of threads reads of experts' pieces, picked at random, in the way that the
 /// cache reads them, without rearranging or keeping what they read.
 pub(super) fn measure(cache: &ExpertCache) -> Result<f64> {
     let (began, bytes) = (Instant::now(), AtomicU64::new(0));
@@ -21,8 +21,9 @@ pub(super) fn measure(cache: &ExpertCache) -> Result<f64> {
         let mut buffer = cache.read_buffer()?;
         while began.elapsed() < TIME {
             let index = cache.index();
-            let (layer, expert, part) = (pick(index.layers.len()), pick(index.n_experts), pick(3));
-            bytes.fetch_add(cache.read_only(layer, expert, part, &mut buffer)?, Ordering::Relaxed);
+            let (layer, expert) = (pick(index.layers.len()), pick(index.n_experts));
+            let piece = pick(index.layers[layer].pieces.len());
+            bytes.fetch_add(cache.read_only(layer, expert, piece, &mut buffer)?, Ordering::Relaxed);
         }
         Ok(())
     };

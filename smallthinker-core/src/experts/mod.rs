@@ -231,21 +231,21 @@ impl ExpertCache {
 
     /// Memory for [`read_only`](Self::read_only).
     pub(crate) fn read_buffer(&self) -> Result<ReadBuffer> {
-        ReadBuffer::new(self.shared.index.most_read_at_once())
+        ReadBuffer::new(self.shared.index.largest_piece())
     }
 
-    /// Reads a matrix of an expert as the readers do, but into no slot. Returns its bytes.
+    /// Reads a piece of an expert as the readers do, but into no slot. Returns its bytes.
     pub(crate) fn read_only(
         &self,
         layer: usize,
         expert: usize,
-        part: usize,
+        piece: usize,
         buffer: &mut ReadBuffer,
     ) -> Result<u64> {
-        let m = self.shared.index.layers[layer].matrices()[part];
-        let (shard, offset) = m.place(expert);
-        self.shared.source.read_range(self.shared.reads(), shard, offset, m.bytes, buffer)?;
-        Ok(m.bytes as u64)
+        let piece = &self.shared.index.layers[layer].pieces[piece];
+        let (reads, offset) = (self.shared.reads(), piece.place(expert));
+        self.shared.source.read_range(reads, piece.shard, offset, piece.bytes, buffer)?;
+        Ok(piece.bytes as u64)
     }
 
     /// Whether reads go past the page cache.

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 
 use super::slot::ExpertId;
 use crate::arena::Slab;
-use crate::model::expert_index::Part;
 
 /// How much a pass needs an expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +16,11 @@ pub(crate) enum Urgency {
     Urgent,
 }
 
-/// A part of an expert to read, with the memory that it goes to. Parts rather than experts, so that all readers help
+/// A piece of an expert to read, with the memory that it goes to. Pieces rather than experts, so that all readers help
 /// with the one expert that a pass waits for.
 pub(crate) struct Job<B = Slab> {
     pub(crate) id: ExpertId,
-    pub(crate) part: Part,
+    pub(crate) piece: usize,
     pub(crate) bytes: B,
 }
 
@@ -49,23 +48,22 @@ impl<B> Queue<B> {
         self.chosen.pop_front().or_else(|| self.guesses.pop_front())
     }
 
-    /// A guess has come true: its parts that nobody reads yet move up.
+    /// A guess has come true: its pieces that nobody reads yet move up.
     pub(crate) fn hurry(&mut self, id: ExpertId) {
         let (hurried, others) = std::mem::take(&mut self.guesses).into_iter().partition(|job| job.id == id);
         self.guesses = others;
         self.chosen.extend::<VecDeque<Job<B>>>(hurried);
     }
 
-    /// Takes back a guess that nobody reads yet.
-    pub(crate) fn withdraw(&mut self, id: ExpertId) -> Option<[B; 3]> {
-        if self.guesses.iter().filter(|job| job.id == id).count() < Part::ALL.len() {
+    /// Takes back a guess, if nobody reads any of its pieces yet.
+    pub(crate) fn withdraw(&mut self, id: ExpertId, pieces: usize) -> Option<Vec<B>> {
+        if self.guesses.iter().filter(|job| job.id == id).count() < pieces {
             return None;
         }
         let (jobs, others): (VecDeque<Job<B>>, _) =
             std::mem::take(&mut self.guesses).into_iter().partition(|job| job.id == id);
         self.guesses = others;
-        // In the order that they were pushed in, that of the parts.
-        let mut bytes = jobs.into_iter().map(|job| job.bytes);
-        Some([bytes.next()?, bytes.next()?, bytes.next()?])
+        // In the order that they were pushed in, that of the pieces.
+        Some(jobs.into_iter().map(|job| job.bytes).collect())
     }
 }

@@ -75,20 +75,31 @@ fn next(shared: &Shared) -> Option<Job> {
     }
 }
 
-/// Reads a part of an expert into its place, packed on its way where its layout is not the file's. Returns the bytes
+/// Reads a piece of an expert into its place, packed on its way where its layout is not the file's. Returns the bytes
 /// read.
 fn fill(shared: &Shared, job: &mut Job, buffer: &mut ReadBuffer) -> Result<u64> {
     let (layer, expert) = job.id;
-    let m = shared.index.layers[layer].part(job.part);
-    let (shard, offset) = m.place(expert);
+    let experts = &shared.index.layers[layer];
+    let piece = &experts.pieces[job.piece];
+    let (source, shard, offset) = (&shared.source, piece.shard, piece.place(expert));
+    if shared.index.packed {
+        let place = job.bytes.get_mut(..piece.bytes).unwrap_or(&mut []);
+        source.read_into(shared.reads(), shard, offset, place)?;
+        for m in experts.matrices() {
+            let data = place.get(m.range()).unwrap_or(&[]);
+            source.check_packed((m.dtype, m.layout), (m.rows, m.cols), shard, offset + m.at as u64, data)?;
+        }
+        return Ok(piece.bytes as u64);
+    }
+    let m = experts.matrices()[job.piece];
     let place = job.bytes.get_mut(..m.slot_bytes).unwrap_or(&mut []);
-    let range = shared.source.read_range(shared.reads(), shard, offset, m.bytes, buffer)?;
+    let range = source.read_range(shared.reads(), shard, offset, piece.bytes, buffer)?;
     let file = buffer.get(range);
     if m.layout == Layout::Rows {
         place.copy_from_slice(file);
     } else {
-        shared.source.check_blocks(m.dtype, shard, offset, file)?;
+        source.check_blocks(m.dtype, shard, offset, file)?;
         pack(m.dtype, m.layout, file, 0, m.rows, m.cols, place);
     }
-    Ok(m.bytes as u64)
+    Ok(piece.bytes as u64)
 }

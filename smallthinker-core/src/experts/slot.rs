@@ -14,26 +14,26 @@ use crate::{Error, Result};
 /// Layer and expert number.
 pub(crate) type ExpertId = (usize, usize);
 
-/// The memory of a slot, by part.
-pub(super) type Slot = [Slab; 3];
+/// The memory of a slot, by piece.
+pub(super) type Slot = Vec<Slab>;
 
 /// The weights of one expert, complete, in memory.
 pub(crate) struct ExpertSlot {
-    parts: Slot,
+    pieces: Slot,
 }
 
 impl ExpertSlot {
     /// One of its matrices; `experts` describes those of its layer.
     pub(crate) fn matrix(&self, experts: &LayerExperts, part: Part) -> Matrix<'_> {
         let m = experts.part(part);
-        let data = self.parts[part as usize].get(..m.slot_bytes).unwrap_or(&[]);
+        let data = self.pieces.get(m.piece).and_then(|piece| piece.get(m.range())).unwrap_or(&[]);
         Matrix { dtype: m.dtype, layout: m.layout, rows: m.rows, cols: m.cols, data }
     }
 }
 
 /// What the cache knows of an expert. No entry: absent.
 pub(super) enum Entry {
-    /// On its way; the queue and the readers own the parts that have not arrived.
+    /// On its way; the queue and the readers own the pieces that have not arrived.
     Loading(Loading),
     Ready(Arc<ExpertSlot>),
     /// The read failed. The first to ask gets the reason; the request after that reads again.
@@ -41,10 +41,9 @@ pub(super) enum Entry {
 }
 
 /// An expert on its way.
-#[derive(Default)]
 pub(super) struct Loading {
     /// What came back: with weights in it, unless something failed.
-    arrived: [Option<Slab>; 3],
+    arrived: Vec<Option<Slab>>,
     failed: Option<Error>,
     /// A later pass than the one that began it wants it too. What failed before that pass had asked for anything is
     /// no failure of its own, so it is tried again.
@@ -149,7 +148,7 @@ impl State {
                     self.stats.look_ahead.late += 1;
                     self.queue.hurry(id);
                 }
-                Some(Entry::Loading(_)) => match self.queue.withdraw(id) {
+                Some(Entry::Loading(loading)) => match self.queue.withdraw(id, loading.arrived.len()) {
                     Some(slot) => {
                         self.stats.look_ahead.withdrawn += 1;
                         self.entries.remove(&id);
@@ -180,7 +179,8 @@ impl State {
     pub(super) fn load(&mut self, id: ExpertId, urgency: Urgency) -> bool {
         let Some(slot) = self.take_slot(urgency) else { return false };
         self.policy.inserted(id);
-        self.entries.insert(id, Entry::Loading(Loading::default()));
+        let arrived = slot.iter().map(|_| None).collect();
+        self.entries.insert(id, Entry::Loading(Loading { arrived, failed: None, again: false }));
         if urgency == Urgency::Guess {
             self.stats.look_ahead.requested += 1;
             self.guessed.push(id);
@@ -232,17 +232,17 @@ impl State {
             Some(Entry::Ready(slot)) => {
                 self.stats.evictions += 1;
                 self.ready -= 1;
-                Arc::into_inner(slot).map(|slot| slot.parts)
+                Arc::into_inner(slot).map(|slot| slot.pieces)
             }
             _ => None,
         }
     }
 
-    /// Takes back a part from a reader. The expert becomes ready, or failed, with the last of its parts: before, some
+    /// Takes back a piece from a reader. The expert becomes ready, or failed, with the last of its pieces: before, some
     /// reader still owns some of the slot. Returns whether it is to be read again instead.
     pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) -> bool {
         let Some(Entry::Loading(loading)) = self.entries.get_mut(&job.id) else { return false };
-        loading.arrived[job.part as usize] = Some(job.bytes);
+        loading.arrived[job.piece] = Some(job.bytes);
         match result {
             Ok(read) => self.stats.bytes_read += read,
             Err(error) => drop(loading.failed.get_or_insert(error)),
@@ -250,24 +250,21 @@ impl State {
         if loading.arrived.iter().any(Option::is_none) {
             return false;
         }
-        let Loading { arrived: [Some(gate), Some(up), Some(down)], failed, again } = std::mem::take(loading)
-        else {
-            return false;
-        };
-        let parts = [gate, up, down];
-        let entry = match failed {
+        let pieces: Slot = loading.arrived.iter_mut().filter_map(Option::take).collect();
+        let again = std::mem::take(&mut loading.again);
+        let entry = match loading.failed.take() {
             None => {
                 self.ready += 1;
-                Entry::Ready(Arc::new(ExpertSlot { parts }))
+                Entry::Ready(Arc::new(ExpertSlot { pieces }))
             }
             Some(_) if again => {
-                self.queue.push(jobs(job.id, parts), Urgency::Chosen);
+                self.queue.push(jobs(job.id, pieces), Urgency::Chosen);
                 return true;
             }
             Some(error) => {
                 self.policy.removed(job.id);
                 self.guessed.retain(|id| *id != job.id);
-                self.free.push(parts);
+                self.free.push(pieces);
                 Entry::Failed(error)
             }
         };
@@ -299,7 +296,7 @@ impl State {
 
 /// What is to be read for an expert.
 fn jobs(id: ExpertId, slot: Slot) -> impl Iterator<Item = Job> {
-    Part::ALL.into_iter().zip(slot).map(move |(part, bytes)| Job { id, part, bytes })
+    slot.into_iter().enumerate().map(move |(piece, bytes)| Job { id, piece, bytes })
 }
 
 /// Memory for slots.
@@ -310,10 +307,8 @@ fn new_slots(slots: usize, index: &ExpertIndex) -> Result<Vec<Slot>> {
         available: 0,
     };
     let mut arena = Arena::new(slots.checked_mul(index.slot_bytes).ok_or_else(refuse)?, "expert slots")?;
-    let mut slot = || {
-        let [gate, up, down] = index.part_bytes.map(|bytes| arena.take(bytes));
-        Some([gate?, up?, down?])
-    };
+    // Pieces of packed files are whole pages, so each of their slots begins at one, as reads into it need.
+    let mut slot = || index.piece_bytes.iter().map(|bytes| arena.take(*bytes)).collect();
     let mut slots: Vec<Slot> = std::iter::from_fn(&mut slot).take(slots).collect();
     slots.reverse(); // handed out from the end: ascending addresses
     Ok(slots)

@@ -14,7 +14,7 @@ const MAX_KEY: u64 = 65_535;
 /// Alignment of tensor data where the file does not say.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 /// The metadata key that says.
-pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
+pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Smallest metadata entry: key length, one key byte, type, one byte of value.
 const MIN_ENTRY: u64 = 8 + 1 + 4 + 1;

@@ -27,6 +27,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use direct::ALIGN as READ_ALIGN;
+pub(crate) use header::ALIGNMENT_KEY;
 #[cfg(test)]
 pub(crate) use source::Double;
 pub use source::Source;

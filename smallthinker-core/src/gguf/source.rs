@@ -12,7 +12,8 @@ use super::direct::{ALIGN, DirectFile, forget};
 use crate::arena::{Arena, Slab};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
-use crate::tensor::packed::bad_scale;
+use crate::tensor::packed::Layout;
+use crate::tensor::scales::{bad_packed_scale, bad_scale};
 
 /// The open files of one model. Reads name a shard (0 for a single file) and an absolute byte offset in it.
 #[derive(Debug)]
@@ -197,6 +198,22 @@ impl Source {
         Ok(0..len)
     }
 
+    /// Fills `place` from byte `offset` of `shard`, without a copy if reads are direct and offset, length and memory are
+    /// aligned for them. Errors: those of [`read_exact_at`](Self::read_exact_at).
+    pub(crate) fn read_into(&self, reads: Reads, shard: usize, offset: u64, place: &mut [u8]) -> Result<()> {
+        let (file, len) = (self.shard(shard)?, place.len());
+        let aligned =
+            offset.is_multiple_of(ALIGN as u64) && (place.as_ptr() as usize | len).is_multiple_of(ALIGN);
+        if reads == Reads::Direct && aligned && file.read_direct(offset, len, place).is_some() {
+            return Ok(());
+        }
+        file.read_exact_at(offset, place)?;
+        if reads == Reads::Direct {
+            file.forget(offset, len);
+        }
+        Ok(())
+    }
+
     /// Whether direct reads work on all shards.
     pub(crate) fn reads_directly(&self) -> bool {
         self.shards.iter().all(|shard| shard.direct().is_some())
@@ -207,10 +224,26 @@ impl Source {
     /// # Errors
     /// [`Error::Malformed`] if a block's scale is not a finite number.
     pub(crate) fn check_blocks(&self, dtype: DType, shard: usize, offset: u64, buf: &[u8]) -> Result<()> {
-        let Some(at) = bad_scale(dtype, buf) else { return Ok(()) };
+        bad_scale(dtype, buf).map_or(Ok(()), |at| Err(self.bad_scale(dtype, shard, offset, buf, at)))
+    }
+
+    /// As [`check_blocks`](Self::check_blocks), of a matrix of this shape that is packed already.
+    pub(crate) fn check_packed(
+        &self,
+        (dtype, layout): (DType, Layout),
+        (rows, cols): (usize, usize),
+        shard: usize,
+        offset: u64,
+        buf: &[u8],
+    ) -> Result<()> {
+        let bad = bad_packed_scale(dtype, layout, rows, cols, buf);
+        bad.map_or(Ok(()), |at| Err(self.bad_scale(dtype, shard, offset, buf, at)))
+    }
+
+    fn bad_scale(&self, dtype: DType, shard: usize, offset: u64, buf: &[u8], at: usize) -> Error {
         let scale = buf.get(at..at + 2).map_or(0, |d| u16::from_le_bytes([d[0], d[1]]));
         let field = format!("scale of a {dtype} block at offset {}", offset + at as u64);
-        Err(Error::malformed(self.path(shard), field, half::f16::from_bits(scale), "finite numbers"))
+        Error::malformed(self.path(shard), field, half::f16::from_bits(scale), "finite numbers")
     }
 }
 

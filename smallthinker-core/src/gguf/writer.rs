@@ -3,12 +3,12 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::header::DEFAULT_ALIGNMENT;
+use super::header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT};
 use super::value::{Array, Value};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -50,13 +50,16 @@ impl GgufWriter {
         GgufWriter::default()
     }
 
-    /// Adds a metadata entry. Keys keep their order.
+    /// Adds a metadata entry. Keys keep their order. `general.alignment` is what tensor data will be aligned to.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the key is empty or there already.
+    /// [`Error::InvalidArgument`] if the key is empty or there already, or for an alignment that is no `u32` power of two.
     pub fn metadata(&mut self, key: &str, value: Value) -> Result<()> {
         if key.is_empty() || self.metadata.iter().any(|(k, _)| k == key) {
             return Err(Error::argument("key", format!("{key:?}"), "each key once, none empty"));
+        }
+        if key == ALIGNMENT_KEY && !matches!(value, Value::U32(a) if a.is_power_of_two()) {
+            return Err(Error::argument(ALIGNMENT_KEY, value, "u32, a power of two"));
         }
         self.metadata.push((key.to_owned(), value));
         Ok(())
@@ -81,6 +84,14 @@ impl GgufWriter {
         Ok(())
     }
 
+    fn alignment(&self) -> u64 {
+        let declared = self.metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY);
+        match declared {
+            Some((_, Value::U32(alignment))) => u64::from(*alignment),
+            _ => DEFAULT_ALIGNMENT,
+        }
+    }
+
     /// Bytes of data of all tensors declared so far, without padding.
     pub fn data_bytes(&self) -> u64 {
         self.tensors.iter().fold(0, |sum, t| sum.saturating_add(t.n_bytes))
@@ -91,7 +102,7 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written.
     pub fn create(self, path: &Path) -> Result<TensorStream> {
-        let header = self.header()?;
+        let (header, alignment) = (self.header()?, self.alignment());
         let folder = match path.parent() {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
@@ -102,6 +113,7 @@ impl GgufWriter {
             path: path.to_owned(),
             folder: folder.to_owned(),
             out: BufWriter::with_capacity(1 << 20, file),
+            alignment,
             sizes,
             current: 0,
             written: 0,
@@ -121,7 +133,7 @@ impl GgufWriter {
             out.extend(value.type_id().to_le_bytes());
             put_value(&mut out, value);
         }
-        let mut offset = 0u64;
+        let (mut offset, alignment) = (0u64, self.alignment());
         for tensor in &self.tensors {
             put_string(&mut out, &tensor.name);
             out.extend((tensor.dims.len() as u32).to_le_bytes());
@@ -130,7 +142,7 @@ impl GgufWriter {
             out.extend(offset.to_le_bytes());
             offset = offset
                 .checked_add(tensor.n_bytes)
-                .and_then(|end| end.checked_next_multiple_of(DEFAULT_ALIGNMENT))
+                .and_then(|end| end.checked_next_multiple_of(alignment))
                 .ok_or_else(|| Error::argument("tensors", "more than 2^64 bytes of data", "less"))?;
         }
         Ok(out)
@@ -144,6 +156,7 @@ pub struct TensorStream {
     path: PathBuf,
     folder: PathBuf,
     out: BufWriter<NamedTempFile>,
+    alignment: u64,
     sizes: Vec<u64>,
     /// Index of the tensor that the next bytes belong to.
     current: usize,
@@ -193,9 +206,10 @@ impl TensorStream {
 
     /// Zeros after `len` bytes up to the next alignment boundary.
     fn pad(&mut self, len: u64) -> Result<()> {
-        let zeros = [0u8; DEFAULT_ALIGNMENT as usize];
-        let n = len.next_multiple_of(DEFAULT_ALIGNMENT) - len;
-        self.put(&zeros[..n as usize])
+        let n = len.next_multiple_of(self.alignment) - len;
+        let mut zeros = std::io::repeat(0).take(n);
+        std::io::copy(&mut zeros, &mut self.out).map_err(|e| Error::io(&self.path, "write", e))?;
+        Ok(())
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
@@ -302,6 +316,9 @@ mod tests {
         writer.metadata("k", Value::U8(1)).unwrap();
         assert!(writer.metadata("k", Value::U8(2)).is_err());
         assert!(writer.metadata("", Value::U8(2)).is_err());
+        for wrong in [Value::U32(0), Value::U32(33), Value::U64(64)] {
+            assert!(writer.metadata("general.alignment", wrong).is_err());
+        }
         writer.tensor("w", DType::Q4_0, &[32, 2]).unwrap();
         assert!(writer.tensor("w", DType::F32, &[1]).is_err());
         assert!(writer.tensor("v", DType::Q4_0, &[33]).is_err());
@@ -348,11 +365,14 @@ mod tests {
         fn what_is_written_is_read_back(
             values in prop::collection::vec(any_value(), 0..8),
             shapes in prop::collection::vec(prop::collection::vec(1..6u64, 1..5), 0..6),
+            log_alignment in 0..13u32,
         ) {
             let mut writer = GgufWriter::new();
             for (i, v) in values.iter().enumerate() {
                 writer.metadata(&format!("k{i}"), v.clone()).unwrap();
             }
+            let alignment = 1 << log_alignment;
+            writer.metadata("general.alignment", Value::U32(alignment)).unwrap();
             for (i, dims) in shapes.iter().enumerate() {
                 writer.tensor(&format!("t{i}"), DType::F16, dims).unwrap();
             }
@@ -365,10 +385,11 @@ mod tests {
             data.finish().unwrap();
 
             let read = Gguf::open(&path).unwrap();
-            prop_assert!(read.metadata().map(|(_, v)| v).eq(values.iter()));
+            prop_assert!(read.metadata().map(|(_, v)| v).eq(values.iter().chain([&Value::U32(alignment)])));
             prop_assert_eq!(read.tensors().len(), shapes.len());
             for (i, (t, dims)) in read.tensors().iter().zip(&shapes).enumerate() {
                 prop_assert_eq!(&t.dims, dims);
+                prop_assert_eq!(t.offset % u64::from(alignment), 0);
                 let mut bytes = vec![0; t.n_bytes as usize];
                 read.source().read_exact_at(0, t.offset, &mut bytes).unwrap();
                 prop_assert!(bytes.iter().all(|&b| b == i as u8 + 1));

@@ -38,6 +38,7 @@ pub(super) fn tile(dtype: DType) -> TileFn {
         DType::Q4_K => block_tile::<block::BlockQ4K>,
         DType::Q5_K => block_tile::<block::BlockQ5K>,
         DType::Q6_K => block_tile::<block::BlockQ6K>,
+        DType::I8 => |t| float_tile(t, block::integer),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Where each expert's bytes are in the file, and how they lie in a slot.
 
+use std::ops::Range;
+
 use crate::arena::Arena;
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::Gguf;
 use crate::model::hparams::Hparams;
+use crate::model::pack_format::PackFormat;
 use crate::model::weights::expect_tensor;
 use crate::tensor::DType;
 use crate::tensor::packed::{Layout, matrix_bytes};
@@ -16,18 +19,33 @@ pub(crate) struct ExpertMatrix {
     pub(crate) layout: Layout,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// File, offset of expert 0, bytes of one expert.
-    shard: usize,
-    offset: u64,
-    pub(crate) bytes: usize,
     /// Bytes in the slot.
     pub(crate) slot_bytes: usize,
+    /// The piece of the slot that it lies in, and where.
+    pub(crate) piece: usize,
+    pub(crate) at: usize,
 }
 
 impl ExpertMatrix {
-    /// Shard and byte offset of an expert's slice.
-    pub(crate) fn place(&self, expert: usize) -> (usize, u64) {
-        (self.shard, self.offset + expert as u64 * self.bytes as u64)
+    /// The bytes of its piece.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.at..self.at + self.slot_bytes
+    }
+}
+
+/// What is read at once of an expert, for all experts of a layer: one of its matrices; all of them from a packed file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Piece {
+    /// File, offset of expert 0, bytes of one expert.
+    pub(crate) shard: usize,
+    pub(crate) offset: u64,
+    pub(crate) bytes: usize,
+}
+
+impl Piece {
+    /// Byte offset of an expert's slice.
+    pub(crate) fn place(&self, expert: usize) -> u64 {
+        self.offset + expert as u64 * self.bytes as u64
     }
 }
 
@@ -38,6 +56,18 @@ pub(crate) enum DownLayout {
     ByOutput,
     /// `[ffn, hidden]`: row n is what neuron n adds to the output (the report's own engine).
     ByNeuron,
+}
+
+impl DownLayout {
+    /// That of a down projection whose rows have `cols` elements. When hidden == ffn the shape cannot tell the two apart;
+    /// mainline's is the common one.
+    pub(crate) fn of(h: &Hparams, cols: u64) -> DownLayout {
+        if h.hidden != h.expert_ffn && cols == h.hidden as u64 {
+            DownLayout::ByNeuron
+        } else {
+            DownLayout::ByOutput
+        }
+    }
 }
 
 /// One of the matrices of an expert.
@@ -51,6 +81,28 @@ pub(crate) enum Part {
 impl Part {
     /// The parts of an expert.
     pub(crate) const ALL: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
+
+    /// Name in tensor names.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Part::Gate => "gate",
+            Part::Up => "up",
+            Part::Down => "down",
+        }
+    }
+
+    /// Name of the tensor of layer `layer`.
+    pub(crate) fn tensor(self, layer: usize) -> String {
+        format!("blk.{layer}.ffn_{}_exps.weight", self.name())
+    }
+
+    /// Rows and columns of the stored matrix.
+    pub(crate) fn shape(self, h: &Hparams, down: DownLayout) -> (usize, usize) {
+        match (self, down) {
+            (Part::Down, DownLayout::ByOutput) => (h.hidden, h.expert_ffn),
+            _ => (h.expert_ffn, h.hidden),
+        }
+    }
 }
 
 /// The experts of one layer.
@@ -60,9 +112,29 @@ pub(crate) struct LayerExperts {
     pub(crate) up: ExpertMatrix,
     pub(crate) down: ExpertMatrix,
     pub(crate) down_layout: DownLayout,
+    /// What is read of each expert: as many pieces in each layer.
+    pub(crate) pieces: Vec<Piece>,
 }
 
 impl LayerExperts {
+    /// Experts with these types of gate, up and down, each matrix a piece of its own; none is placed in a file yet. Errors:
+    /// the part that doesn't fit memory, or whose rows are not whole blocks.
+    pub(crate) fn new(h: &Hparams, dtypes: [DType; 3], down: DownLayout) -> Result<LayerExperts, Part> {
+        let matrix = |part: Part| {
+            let (rows, cols) = part.shape(h, down);
+            let dtype = dtypes[part as usize];
+            let layout = match (part, down) {
+                (Part::Gate | Part::Up, _) => Layout::by_row(dtype),
+                (Part::Down, DownLayout::ByOutput) => Layout::by_neuron(dtype),
+                (Part::Down, DownLayout::ByNeuron) => Layout::Rows,
+            };
+            let slot_bytes = matrix_bytes(dtype, layout, rows, cols).ok_or(part)?;
+            Ok(ExpertMatrix { dtype, layout, rows, cols, slot_bytes, piece: part as usize, at: 0 })
+        };
+        let (gate, up, down_matrix) = (matrix(Part::Gate)?, matrix(Part::Up)?, matrix(Part::Down)?);
+        Ok(LayerExperts { gate, up, down: down_matrix, down_layout: down, pieces: Vec::new() })
+    }
+
     /// The three matrices, in the order of [`Part`].
     pub(crate) fn matrices(&self) -> [&ExpertMatrix; 3] {
         [&self.gate, &self.up, &self.down]
@@ -73,9 +145,9 @@ impl LayerExperts {
         self.matrices()[part as usize]
     }
 
-    /// Weight bytes of one expert.
+    /// Bytes of one expert in the file.
     pub(crate) fn expert_bytes(&self) -> u64 {
-        self.matrices().iter().map(|m| m.bytes as u64).sum()
+        self.pieces.iter().map(|p| p.bytes as u64).sum()
     }
 
     /// Whether decode reads only the rows of up whose gate is above zero.
@@ -94,19 +166,34 @@ impl LayerExperts {
 pub(crate) struct ExpertIndex {
     pub(crate) layers: Vec<LayerExperts>,
     pub(crate) n_experts: usize,
-    /// Bytes that the parts of a slot have, so that it holds any expert.
-    pub(crate) part_bytes: [usize; 3],
+    /// Bytes that the pieces of a slot have, so that it holds any expert.
+    pub(crate) piece_bytes: Vec<usize>,
     /// Bytes of a slot.
     pub(crate) slot_bytes: usize,
+    /// Whether experts lie in the file as they do in a slot.
+    pub(crate) packed: bool,
 }
 
 impl ExpertIndex {
     pub(crate) fn new(gguf: &Gguf, h: &Hparams) -> Result<ExpertIndex> {
-        let layers: Vec<LayerExperts> = (0..h.n_layers).map(|i| layer(gguf, h, i)).collect::<Result<_>>()?;
-        let widest = |part: Part| layers.iter().map(|l| l.part(part).slot_bytes).max().unwrap_or(0);
-        let part_bytes = Part::ALL.map(widest);
-        let slot_bytes = part_bytes.into_iter().map(Arena::footprint).sum();
-        Ok(ExpertIndex { layers, n_experts: h.n_experts, part_bytes, slot_bytes })
+        let format = PackFormat::of(gguf, h.n_layers)?;
+        let layer = |i| match &format {
+            Some(format) => format.layer(gguf, h, i),
+            None => plain_layer(gguf, h, i),
+        };
+        let layers: Vec<LayerExperts> = (0..h.n_layers).map(layer).collect::<Result<_>>()?;
+        let packed = format.is_some();
+        let bytes = |l: &LayerExperts| match packed {
+            true => l.pieces.iter().map(|p| p.bytes).collect(),
+            false => l.matrices().map(|m| m.slot_bytes).to_vec(),
+        };
+        let mut piece_bytes: Vec<usize> = Vec::new();
+        for of_layer in layers.iter().map(bytes) {
+            piece_bytes.resize(of_layer.len(), 0);
+            piece_bytes.iter_mut().zip(of_layer).for_each(|(widest, bytes)| *widest = bytes.max(*widest));
+        }
+        let slot_bytes = piece_bytes.iter().map(|bytes| Arena::footprint(*bytes)).sum();
+        Ok(ExpertIndex { layers, n_experts: h.n_experts, piece_bytes, slot_bytes, packed })
     }
 
     /// Experts of all layers.
@@ -114,9 +201,14 @@ impl ExpertIndex {
         self.layers.len() * self.n_experts
     }
 
-    /// Bytes of the largest matrix of an expert in the file.
+    /// Bytes of the largest piece in the file.
+    pub(crate) fn largest_piece(&self) -> usize {
+        self.layers.iter().flat_map(|l| &l.pieces).map(|p| p.bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest piece that is not read into its place at once.
     pub(crate) fn most_read_at_once(&self) -> usize {
-        self.layers.iter().flat_map(LayerExperts::matrices).map(|m| m.bytes).max().unwrap_or(0)
+        if self.packed { 0 } else { self.largest_piece() }
     }
 
     /// Bytes of all slots together when every expert is held.
@@ -125,31 +217,25 @@ impl ExpertIndex {
     }
 }
 
-fn layer(gguf: &Gguf, h: &Hparams, i: usize) -> Result<LayerExperts> {
-    let matrix = |info: &TensorInfo, layout: Layout, rows: usize, cols: usize| -> Result<ExpertMatrix> {
-        let (dtype, shard, offset) = (info.dtype, info.shard, info.offset);
+/// A layer whose matrices are tensors of the file.
+fn plain_layer(gguf: &Gguf, h: &Hparams, i: usize) -> Result<LayerExperts> {
+    let cols = gguf.tensor(&Part::Down.tensor(i)).and_then(|down| down.dims.first());
+    let down = DownLayout::of(h, cols.copied().unwrap_or(0));
+    let tensor = |part: Part| {
+        let (rows, cols) = part.shape(h, down);
+        expect_tensor(gguf, &part.tensor(i), &[cols, rows, h.n_experts])
+    };
+    let [gate, up, down_tensor] = [tensor(Part::Gate)?, tensor(Part::Up)?, tensor(Part::Down)?];
+    let tensors = [gate, up, down_tensor];
+    let too_large = |part: Part| {
+        let info = tensors[part as usize];
+        Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory")
+    };
+    let mut layer = LayerExperts::new(h, tensors.map(|info| info.dtype), down).map_err(too_large)?;
+    for (part, info) in Part::ALL.into_iter().zip(tensors) {
         // The directory has checked that the whole tensor lies inside the file.
-        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64).ok();
-        let Some((bytes, slot_bytes)) = bytes.zip(matrix_bytes(dtype, layout, rows, cols)) else {
-            return Err(Error::unsupported(gguf.path(), &info.name, info.n_bytes, "sizes that fit memory"));
-        };
-        Ok(ExpertMatrix { dtype, layout, rows, cols, shard, offset, bytes, slot_bytes })
-    };
-    let (hidden, ffn, n) = (h.hidden, h.expert_ffn, h.n_experts);
-    let name = |part: &str| format!("blk.{i}.ffn_{part}_exps.weight");
-    let info = expect_tensor(gguf, &name("gate"), &[hidden, ffn, n])?;
-    let gate = matrix(info, Layout::by_row(info.dtype), ffn, hidden)?;
-    let info = expect_tensor(gguf, &name("up"), &[hidden, ffn, n])?;
-    let up = matrix(info, Layout::by_row(info.dtype), ffn, hidden)?;
-    // When hidden == ffn the shape cannot tell the two layouts apart; mainline's is the common one.
-    let by_neuron = hidden != ffn
-        && gguf.tensor(&name("down")).is_some_and(|t| t.dims.first().is_some_and(|&d| d == hidden as u64));
-    let (down, down_layout) = if by_neuron {
-        let info = expect_tensor(gguf, &name("down"), &[hidden, ffn, n])?;
-        (matrix(info, Layout::Rows, ffn, hidden)?, DownLayout::ByNeuron)
-    } else {
-        let info = expect_tensor(gguf, &name("down"), &[ffn, hidden, n])?;
-        (matrix(info, Layout::by_neuron(info.dtype), hidden, ffn)?, DownLayout::ByOutput)
-    };
-    Ok(LayerExperts { gate, up, down, down_layout })
+        let bytes = usize::try_from(info.n_bytes / h.n_experts as u64).map_err(|_| too_large(part))?;
+        layer.pieces.push(Piece { shard: info.shard, offset: info.offset, bytes });
+    }
+    Ok(layer)
 }

@@ -3,6 +3,7 @@
 pub(crate) mod expert_index;
 pub(crate) mod hparams;
 mod options;
+pub(crate) mod pack_format;
 mod plan;
 pub(crate) mod predictor;
 mod stats;
@@ -277,14 +278,14 @@ impl fmt::Debug for Model {
 }
 
 /// What the file's directory says, checked.
-struct Directory {
+pub(crate) struct Directory {
     spec: TokenizerSpec,
     h: Hparams,
-    index: ExpertIndex,
+    pub(crate) index: ExpertIndex,
 }
 
 impl Directory {
-    fn read(gguf: &Gguf, gating: Option<Gating>) -> Result<Directory> {
+    pub(crate) fn read(gguf: &Gguf, gating: Option<Gating>) -> Result<Directory> {
         // The architecture first: a file of another one should be told so, not that a key is missing.
         let architecture = gguf.require_str("general.architecture")?;
         if architecture != "smallthinker" {
@@ -313,18 +314,10 @@ fn pick_kernels(name: Option<&str>) -> Result<&'static Kernels> {
 
 /// A tensor that the forward pass would ignore may well change the result: a bias, a norm of another variant.
 fn refuse_unknown_tensors(gguf: &Gguf, h: &Hparams) -> Result<()> {
-    const LAYER_PARTS: [&str; 10] = [
-        "attn_norm",
-        "attn_q",
-        "attn_k",
-        "attn_v",
-        "attn_output",
-        "ffn_norm",
-        "ffn_gate_inp",
-        "ffn_gate_exps",
-        "ffn_up_exps",
-        "ffn_down_exps",
-    ];
+    const LAYER_PARTS: [&str; 7] =
+        ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate_inp"];
+    const EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let experts: &[&str] = if pack_format::is_packed(gguf)? { &[pack_format::TENSOR] } else { &EXPERTS };
     // The predictor of the sparse LM head changes speed, not the full head's logits.
     const WHOLE: [&str; 4] =
         ["token_embd.weight", "output.weight", "output_norm.weight", "lm_head_profiler.weight"];
@@ -333,7 +326,8 @@ fn refuse_unknown_tensors(gguf: &Gguf, h: &Hparams) -> Result<()> {
             || name.strip_prefix("blk.").and_then(|n| n.strip_suffix(".weight")).is_some_and(|n| {
                 n.split_once('.').is_some_and(|(layer, part)| {
                     let number = layer.parse::<usize>().ok().filter(|l| *l < h.n_layers);
-                    number.is_some_and(|l| l.to_string() == layer) && LAYER_PARTS.contains(&part)
+                    number.is_some_and(|l| l.to_string() == layer)
+                        && (LAYER_PARTS.contains(&part) || experts.contains(&part))
                 })
             })
     };

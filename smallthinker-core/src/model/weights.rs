@@ -121,8 +121,18 @@ pub(crate) fn resident_shapes(h: &Hparams, tied: bool) -> Vec<(String, usize, us
     shapes
 }
 
-/// Finds a tensor and checks its shape, given in GGUF order (fastest first).
+/// Finds a tensor of weights and checks its shape, given in GGUF order (fastest first).
 pub(crate) fn expect_tensor<'g>(gguf: &'g Gguf, name: &str, dims: &[usize]) -> Result<&'g TensorInfo> {
+    let info = expect_shape(gguf, name, dims)?;
+    if DType::ALL.contains(&info.dtype) {
+        return Ok(info);
+    }
+    let supported = DType::ALL.map(DType::name).join(", ");
+    Err(Error::unsupported(gguf.path(), format!("type of {name}"), info.dtype, supported))
+}
+
+/// Finds a tensor and checks its shape, given in GGUF order (fastest first).
+pub(crate) fn expect_shape<'g>(gguf: &'g Gguf, name: &str, dims: &[usize]) -> Result<&'g TensorInfo> {
     let Some(info) = gguf.tensor(name) else {
         return Err(Error::malformed(gguf.path(), name, "no such tensor", format!("a tensor of {dims:?}")));
     };

@@ -5,7 +5,9 @@ use super::replay::{Accesses, Cache};
 use super::trace::Shape;
 use crate::experts::queue::{Job, Urgency};
 use crate::experts::{ExpertId, LookAheadStats};
-use crate::model::expert_index::Part;
+
+/// Pieces that an expert is read in: its matrices.
+const PARTS: usize = 3;
 
 /// A cache and the reads that fill it.
 pub(super) struct Contents<'t> {
@@ -108,7 +110,7 @@ impl<'t> Contents<'t> {
                     account.late += 1;
                     machine.queue.hurry(id);
                 }
-                (false, false) if machine.queue.withdraw(id).is_some() => {
+                (false, false) if machine.queue.withdraw(id, PARTS).is_some() => {
                     account.withdrawn += 1;
                     self.missing_parts[i] = 0;
                     self.loading -= 1;
@@ -176,10 +178,10 @@ impl<'t> Contents<'t> {
         }
         self.cache.insert(id);
         let i = self.number(id);
-        self.missing_parts[i] = Part::ALL.len() as u8;
+        self.missing_parts[i] = PARTS as u8;
         self.loading += 1;
         let parts = part_bytes(self.shape().expert_bytes[id.0]);
-        let jobs = Part::ALL.into_iter().zip(parts).map(|(part, bytes)| Job { id, part, bytes });
+        let jobs = parts.into_iter().enumerate().map(|(piece, bytes)| Job { id, piece, bytes });
         machine.queue.push(jobs, urgency);
         machine.dispatch();
         true
@@ -228,7 +230,7 @@ impl<'t> Contents<'t> {
 }
 
 /// The bytes of gate, up and down: a third each, as they have the same shape and, as a rule, type.
-pub(super) fn part_bytes(expert_bytes: u64) -> [u64; 3] {
+pub(super) fn part_bytes(expert_bytes: u64) -> [u64; PARTS] {
     let part = expert_bytes / 3;
     [expert_bytes - 2 * part, part, part]
 }

@@ -61,6 +61,12 @@ pub(crate) fn f16(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32_const()
 }
 
+/// A signed byte.
+#[inline]
+pub(crate) fn integer([byte]: [u8; 1]) -> f32 {
+    f32::from(byte as i8)
+}
+
 macro_rules! block {
     ($(#[$doc:meta])* $name:ident, $dtype:ident, { $($field:ident: $ty:ty),+ $(,)? }) => {
         $(#[$doc])*

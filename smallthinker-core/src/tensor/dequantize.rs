@@ -28,6 +28,7 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         DType::Q4_K => blocks::<block::BlockQ4K>(bytes, out),
         DType::Q5_K => blocks::<block::BlockQ5K>(bytes, out),
         DType::Q6_K => blocks::<block::BlockQ6K>(bytes, out),
+        DType::I8 => each(bytes, out, block::integer),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The weight types of GGUF that this engine reads.
+//! The tensor types of GGUF that this engine reads.
 
 use std::fmt;
 
@@ -18,10 +18,12 @@ pub enum DType {
     Q4_K,
     Q5_K,
     Q6_K,
+    /// Bytes, for what is no matrix of weights: the experts of a packed file.
+    I8,
 }
 
 impl DType {
-    /// Every type, in the order of the enum.
+    /// Every type of weights, in the order of the enum.
     pub const ALL: [DType; 11] = [
         DType::F32,
         DType::F16,
@@ -38,7 +40,7 @@ impl DType {
 
     /// The type with this number in a GGUF tensor directory, if it is one that the engine reads.
     pub fn from_ggml(id: u32) -> Option<DType> {
-        DType::ALL.into_iter().find(|t| t.ggml_id() == id)
+        DType::ALL.into_iter().chain([DType::I8]).find(|t| t.ggml_id() == id)
     }
 
     /// The type's number in a GGUF tensor directory.
@@ -54,6 +56,7 @@ impl DType {
             DType::Q4_K => 12,
             DType::Q5_K => 13,
             DType::Q6_K => 14,
+            DType::I8 => 24,
             DType::BF16 => 30,
         }
     }
@@ -72,13 +75,14 @@ impl DType {
             DType::Q4_K => "Q4_K",
             DType::Q5_K => "Q5_K",
             DType::Q6_K => "Q6_K",
+            DType::I8 => "I8",
         }
     }
 
     /// Elements in one block.
     pub const fn block_len(self) -> usize {
         match self {
-            DType::F32 | DType::F16 | DType::BF16 => 1,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I8 => 1,
             DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
             DType::Q4_K | DType::Q5_K | DType::Q6_K => 256,
         }
@@ -97,6 +101,7 @@ impl DType {
             DType::Q4_K => 144,
             DType::Q5_K => 176,
             DType::Q6_K => 210,
+            DType::I8 => 1,
         }
     }
 
@@ -109,9 +114,9 @@ impl DType {
         (cols / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Whether products with this type use activations quantized to 8 bits (all but the float types).
+    /// Whether products with this type use activations quantized to 8 bits (all of weights but the float types).
     pub const fn is_quantized(self) -> bool {
-        !matches!(self, DType::F32 | DType::F16 | DType::BF16)
+        !matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::I8)
     }
 }
 

@@ -6,6 +6,7 @@ mod dtype;
 pub(crate) mod matrix;
 pub(crate) mod packed;
 mod quantize;
+pub(crate) mod scales;
 
 pub use dequantize::dequantize;
 pub use dtype::DType;

@@ -94,24 +94,6 @@ pub(crate) fn pack(
     }
 }
 
-/// Offset in `file`, whole blocks of a type that is packed, of the first scale that is not a finite number. Such a scale
-/// makes a product NaN or not depending on which weights are skipped, so it must not get into a packed matrix.
-pub(crate) fn bad_scale(dtype: DType, file: &[u8]) -> Option<usize> {
-    // All ones in the exponent of a half-precision number.
-    let bad = |d: [u8; 2]| d[1] & 0x7c == 0x7c;
-    match dtype {
-        DType::Q4_0 => {
-            let place = cast::<BlockQ4_0>(file).0.iter().position(|block| bad(block.d))?;
-            Some(place * size_of::<BlockQ4_0>())
-        }
-        DType::Q8_0 => {
-            let place = cast::<BlockQ8_0>(file).0.iter().position(|block| bad(block.d))?;
-            Some(place * size_of::<BlockQ8_0>())
-        }
-        _ => None,
-    }
-}
-
 /// Groups of a row.
 pub(crate) fn groups(cols: usize) -> usize {
     cols.div_ceil(GROUP_COLS)

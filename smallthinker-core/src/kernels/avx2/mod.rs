@@ -65,7 +65,7 @@ pub(super) fn tile(dtype: DType) -> TileFn {
         DType::Q4_K => group_tile::<kquants::Q4K>,
         DType::Q5_K => group_tile::<kquants::Q5K>,
         DType::Q6_K => group_tile::<kquants::Q6K>,
-        DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => scalar::tile(dtype),
+        DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::I8 => scalar::tile(dtype),
     }
 }
 
