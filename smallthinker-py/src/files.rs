@@ -1,4 +1,4 @@
-//! Functions on files: `inspect`, `plan`, `convert`, `quantize`.
+//! Functions on files: `inspect`, `plan`, `convert`, `quantize`, `pack`.
 
 use std::path::PathBuf;
 
@@ -7,8 +7,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use smallthinker_core::convert::{ConvertOptions, QuantizeOptions};
 use smallthinker_core::gguf::{Array, Gguf, TensorInfo, Value};
+use smallthinker_core::pack::PackOptions;
 use smallthinker_core::tensor::DType;
-use smallthinker_core::{CancelFlag, Gating, Hparams, Model, ModelOptions};
+use smallthinker_core::{CancelFlag, Gating, Hparams, Model, ModelOptions, Result};
 
 use crate::enter::{self, Progress, Stop};
 use crate::{args, dicts, errors};
@@ -148,16 +149,11 @@ pub(crate) fn convert<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let writable = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
     let dtype = weight_type(r#type, &writable, "f32, f16, bf16, q8_0, q4_0")?;
-    let progress = Progress::new(progress)?;
-    let cancel = CancelFlag::new();
-    let converted = enter::interruptible(py, &Stop::new(cancel.clone()), || {
-        let mut report =
-            |done, total| !cancel.is_cancelled() && progress.as_ref().is_none_or(|p| p.report(done, total));
+    let report = reporting(py, progress, |progress| {
         let mut options = ConvertOptions::new(dtype);
-        options.progress = Some(&mut report);
+        options.progress = Some(progress);
         smallthinker_core::convert::convert(&hf_dir, &out, options)
-    });
-    let report = Progress::settle(progress.as_ref(), converted)?;
+    })?;
     let dict = PyDict::new(py);
     dict.set_item("tensors", report.tensors)?;
     dict.set_item("parameters", report.parameters)?;
@@ -180,16 +176,11 @@ pub(crate) fn quantize<'py>(
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let dtype = weight_type(r#type, &[DType::Q8_0, DType::Q4_0], "q8_0, q4_0")?;
-    let progress = Progress::new(progress)?;
-    let cancel = CancelFlag::new();
-    let quantized = enter::interruptible(py, &Stop::new(cancel.clone()), || {
-        let mut report =
-            |done, total| !cancel.is_cancelled() && progress.as_ref().is_none_or(|p| p.report(done, total));
+    let report = reporting(py, progress, |progress| {
         let mut options = QuantizeOptions::new(dtype);
-        options.progress = Some(&mut report);
+        options.progress = Some(progress);
         smallthinker_core::convert::quantize_file(&path, &out, options)
-    });
-    let report = Progress::settle(progress.as_ref(), quantized)?;
+    })?;
     let dict = PyDict::new(py);
     dict.set_item("tensors", report.tensors)?;
     dict.set_item("quantized", report.quantized)?;
@@ -203,4 +194,41 @@ pub(crate) fn quantize<'py>(
 fn weight_type(name: &str, writable: &[DType], allowed: &str) -> PyResult<DType> {
     let wanted = writable.iter().find(|t| t.name().eq_ignore_ascii_case(name));
     wanted.copied().ok_or_else(|| errors::argument("type", format!("{name:?}"), allowed))
+}
+
+/// Packs a GGUF model file: in the copy, each expert takes one read, straight into its place in memory.
+///
+/// progress is called with (done, total) bytes. The file appears only when it is complete.
+#[pyfunction]
+#[pyo3(signature = (path, out, progress=None))]
+pub(crate) fn pack<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    out: PathBuf,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let report = reporting(py, progress, |progress| {
+        smallthinker_core::pack::pack(&path, &out, PackOptions { progress: Some(progress) })
+    })?;
+    let dict = PyDict::new(py);
+    dict.set_item("tensors", report.tensors)?;
+    dict.set_item("experts", report.experts)?;
+    dict.set_item("data_bytes", report.data_bytes)?;
+    Ok(dict)
+}
+
+/// Runs work that reports its progress. Ctrl-C stops it, and so does a callable that raises.
+fn reporting<T: Send>(
+    py: Python<'_>,
+    progress: Option<Bound<'_, PyAny>>,
+    work: impl FnOnce(&mut dyn FnMut(u64, u64) -> bool) -> Result<T> + Send,
+) -> PyResult<T> {
+    let progress = Progress::new(progress)?;
+    let cancel = CancelFlag::new();
+    let result = enter::interruptible(py, &Stop::new(cancel.clone()), || {
+        work(&mut |done, total| {
+            !cancel.is_cancelled() && progress.as_ref().is_none_or(|p| p.report(done, total))
+        })
+    });
+    Progress::settle(progress.as_ref(), result)
 }

@@ -29,7 +29,7 @@ mod _smallthinker {
     #[pymodule_export]
     use crate::bench::{bench, profile};
     #[pymodule_export]
-    use crate::files::{convert, inspect, plan, quantize};
+    use crate::files::{convert, inspect, pack, plan, quantize};
     #[pymodule_export]
     use crate::generation::{Generation, Stream, TokenLogprobs};
     #[pymodule_export]

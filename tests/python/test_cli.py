@@ -165,7 +165,7 @@ def test_version_and_help():
     import smallthinker as package
 
     assert output("--version").strip() == f"smallthinker {package.__version__}"
-    for command in ("generate", "chat", "inspect", "convert", "plan", "bench", "profile", "trace", "policies", "simulate"):
+    for command in ("generate", "chat", "inspect", "convert", "pack", "plan", "bench", "profile", "trace", "policies", "simulate"):
         assert command in output("--help")
         assert "usage:" in output(command, "--help")
 

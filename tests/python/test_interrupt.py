@@ -89,6 +89,22 @@ smallthinker.Model(path).close()
 """
 
 
+PACK = """
+import tempfile
+calls = 0
+def slow(done, total):
+    global calls
+    calls += 1
+    time.sleep(0.2)
+with tempfile.TemporaryDirectory() as folder:
+    out = os.path.join(folder, "packed.gguf")
+    press(0.3)
+    expect_interrupt(lambda: smallthinker.pack(path, out, slow))
+    assert calls < 10, calls
+    assert os.listdir(folder) == []
+"""
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "case",
@@ -101,6 +117,7 @@ smallthinker.Model(path).close()
         pytest.param(LOGITS, id="logits"),
         pytest.param(BENCH, id="bench"),
         pytest.param(LOAD, id="load"),
+        pytest.param(PACK, id="pack"),
     ],
 )
 def test_ctrl_c(model_path, case):

@@ -16,6 +16,7 @@ from ._types import (
     Measurement,
     Message,
     ModelStats,
+    Packing,
     Perplexity,
     Plan,
     PolicyComparison,
@@ -36,6 +37,7 @@ __all__ = [
     "convert",
     "heads",
     "inspect",
+    "pack",
     "perplexity",
     "plan",
     "policies",
@@ -316,6 +318,11 @@ def quantize(
     type: str = "q4_0",
     progress: Callable[[int, int], object] | None = None,
 ) -> Quantization: ...
+def pack(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    progress: Callable[[int, int], object] | None = None,
+) -> Packing: ...
 def trace(
     model: Model,
     prompt: str,

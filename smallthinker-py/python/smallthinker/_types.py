@@ -197,6 +197,14 @@ class Quantization(TypedDict):
     fallbacks: List[str]
 
 
+class Packing(TypedDict):
+    """What was packed."""
+
+    tensors: int
+    experts: int
+    data_bytes: int
+
+
 class Spread(TypedDict):
     """A figure over repetitions."""
 
