@@ -88,8 +88,7 @@ impl Cache {
         // Small numbers of both signs.
         let value = |i: usize| ((i * 7919) % 2001) as f32 / 4000.0 - 0.25;
         let half = |i: usize| 0x3000 | ((i * 7919) % 1024) as u16 | ((i & 1) << 15) as u16;
-        let codes =
-            |i: usize| std::array::from_fn(|k| std::array::from_fn(|l| ((i + k * l) % 255) as u8 as i8));
+        let codes = |i: usize| std::array::from_fn(|k| ((i + k * (k / LANES)) % 255) as u8 as i8);
         match kind {
             "f16" => Cache::F16(filled(n, |l| Line(std::array::from_fn(|i| half(l * LANES + i))))),
             "f32" => Cache::F32(filled(n, |l| Line(std::array::from_fn(|i| value(l * LANES + i))))),
@@ -126,11 +125,12 @@ impl Cache {
 fn decode(set: &Kernels, cache: &Cache, blocks: usize, context: usize, queries: &[f32]) -> f64 {
     let per_head = context / BLOCK;
     let mut totals = vec![0.0; GROUP * QueryRows::total_len(HEAD_DIM)];
+    let mut rows = QueryRows::new(set, HEAD_DIM);
     seconds(|| {
         for head in 0..blocks / per_head {
             let q = queries.chunks(HEAD_DIM).take(GROUP).map(|q| (q, 0..context));
             let q: Vec<_> = q.collect();
-            let mut rows = QueryRows::new(set, HEAD_DIM, q.into_iter()).expect("rows of one length");
+            rows.set(q.into_iter()).expect("rows of one length");
             totals.fill(0.0);
             for block in 0..per_head {
                 let (keys, values) = cache.block(head * per_head + block);
@@ -147,11 +147,12 @@ fn decode(set: &Kernels, cache: &Cache, blocks: usize, context: usize, queries: 
 /// A chunk from `start` on, one kv head; returns seconds and multiply-adds.
 fn prefill(set: &Kernels, cache: &Cache, start: usize, tokens: usize, queries: &[f32]) -> (f64, f64) {
     let mut totals = vec![0.0; TOKENS * GROUP * QueryRows::total_len(HEAD_DIM)];
+    let mut rows = QueryRows::new(set, HEAD_DIM);
     let s = seconds(|| {
         for first in (start..start + tokens).step_by(TOKENS) {
             let q = queries.chunks(HEAD_DIM).take(TOKENS * GROUP).enumerate();
             let q: Vec<_> = q.map(|(i, q)| (q, 0..first + i / GROUP + 1)).collect();
-            let mut rows = QueryRows::new(set, HEAD_DIM, q.into_iter()).expect("rows of one length");
+            rows.set(q.into_iter()).expect("rows of one length");
             totals.fill(0.0);
             for block in 0..(first + TOKENS).div_ceil(BLOCK) {
                 let (keys, values) = cache.block(block);

@@ -1,6 +1,7 @@
 //! Causal grouped-query attention over the KV cache.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use crate::Result;
 use crate::forward::kv_cache::{LayerKv, PAGE};
@@ -8,7 +9,7 @@ use crate::kernels::Kernels;
 use crate::kernels::attention::{QueryRows, finish, merge};
 use crate::model::hparams::Hparams;
 use crate::pool::Team;
-use crate::tiles::tiles;
+use crate::tiles::{Tile, tiles};
 
 /// Positions that are summed up on their own before they are added to earlier ones. Spans start at multiples
 /// of this, whatever the threads and the chunks, so that it does not change results who computes them.
@@ -31,11 +32,79 @@ pub(crate) fn partial_bytes(h: &Hparams, chunk: usize, context: usize) -> u64 {
     rows.saturating_mul(total).saturating_mul((context / SPAN + 2) as u64)
 }
 
-/// Bytes that a task of a longer chunk takes: queries, outputs, totals and scores of its rows, and a block of keys and
-/// values in single precision.
+/// Bytes that a task of a longer chunk takes: queries in two forms, outputs, totals and scores of its rows, and a block
+/// of keys and values in single precision.
 pub(crate) fn task_bytes(h: &Hparams) -> usize {
     let rows = TOKENS_PER_TASK.1 * (h.n_heads / h.n_kv_heads);
-    4 * (rows * 4 * QueryRows::total_len(h.head_dim) + 2 * PAGE * QueryRows::total_len(h.head_dim))
+    4 * (rows * 5 * QueryRows::total_len(h.head_dim) + 2 * PAGE * QueryRows::total_len(h.head_dim))
+}
+
+/// Buffers, kept between passes.
+#[derive(Default)]
+pub(crate) struct AttentionScratch {
+    /// Attention over spans of positions, to be merged.
+    partial: Vec<f32>,
+    /// One for each task that runs at a time.
+    spare: Mutex<Vec<TaskScratch>>,
+}
+
+/// What a task needs for itself.
+struct TaskScratch {
+    rows: QueryRows,
+    totals: Vec<f32>,
+}
+
+/// What all tasks of a chunk need.
+struct Chunk<'a> {
+    kernels: &'a Kernels,
+    h: &'a Hparams,
+    queries: &'a Queries<'a>,
+    kv: &'a LayerKv,
+    spare: &'a Mutex<Vec<TaskScratch>>,
+}
+
+impl Chunk<'_> {
+    /// Lends buffers to a task.
+    fn with<R>(&self, task: impl FnOnce(&mut TaskScratch) -> R) -> R {
+        let lock = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || TaskScratch { rows: QueryRows::new(self.kernels, self.h.head_dim), totals: Vec::new() };
+        let mut buffers = lock().pop().unwrap_or_else(new);
+        let result = task(&mut buffers);
+        lock().push(buffers);
+        result
+    }
+
+    /// Heads of queries that share keys and values.
+    fn group(&self) -> usize {
+        self.h.n_heads / self.h.n_kv_heads
+    }
+
+    /// Makes `rows` the queries of one kv head for some tokens: token after token, each with the heads of its group.
+    fn set_rows(&self, rows: &mut QueryRows, kv_head: usize, tokens: Range<usize>) -> Result<()> {
+        let (group, head_dim, queries) = (self.group(), self.h.head_dim, self.queries);
+        rows.set((0..tokens.len() * group).map(|i| {
+            let (token, head) = (tokens.start + i / group, kv_head * group + i % group);
+            (&queries.rows[token * queries.stride + head * head_dim..][..head_dim], queries.visible(token))
+        }))
+    }
+
+    /// Attends to the positions of one span, as far as they lie in `positions`.
+    fn add_span(
+        &self,
+        rows: &mut QueryRows,
+        kv_head: usize,
+        span: usize,
+        positions: &Range<usize>,
+        totals: &mut [f32],
+    ) -> Result<()> {
+        let first = positions.start.max(span * SPAN) / PAGE * PAGE;
+        for page in (first..positions.end.min((span + 1) * SPAN)).step_by(PAGE) {
+            let (keys, values) = self.kv.page(page).head(kv_head);
+            rows.add_block(page, keys, values)?;
+        }
+        rows.end_span(totals);
+        Ok(())
+    }
 }
 
 /// One chunk's queries. Their keys and values are in the cache already.
@@ -54,22 +123,6 @@ impl Queries<'_> {
         let end = self.start + token + 1;
         self.window.map_or(0, |w| end.saturating_sub(w))..end
     }
-
-    /// The queries of one kv head for some tokens: token after token, each with the heads of its group.
-    fn of_head(
-        &self,
-        kernels: &Kernels,
-        h: &Hparams,
-        kv_head: usize,
-        tokens: Range<usize>,
-    ) -> Result<QueryRows> {
-        let group = h.n_heads / h.n_kv_heads;
-        let rows = (0..tokens.len() * group).map(|i| {
-            let (token, head) = (tokens.start + i / group, kv_head * group + i % group);
-            (&self.rows[token * self.stride + head * h.head_dim..][..h.head_dim], self.visible(token))
-        });
-        QueryRows::new(kernels, h.head_dim, rows)
-    }
 }
 
 /// `out[t]` (`q_dim` wide) = attention of query `t` over the positions it may see.
@@ -79,14 +132,15 @@ pub(crate) fn attend(
     h: &Hparams,
     queries: &Queries<'_>,
     kv: &LayerKv,
-    partial: &mut Vec<f32>,
+    scratch: &mut AttentionScratch,
     out: &mut [f32],
 ) -> Result<()> {
-    let n = out.len() / h.q_dim();
-    if n <= MAX_SPLIT_TOKENS {
-        by_spans(team, kernels, h, queries, kv, partial, out)
+    let AttentionScratch { partial, spare } = scratch;
+    let chunk = Chunk { kernels, h, queries, kv, spare };
+    if out.len() / h.q_dim() <= MAX_SPLIT_TOKENS {
+        by_spans(team, &chunk, partial, out)
     } else {
-        by_tokens(team, kernels, h, queries, kv, out)
+        by_tokens(team, &chunk, out)
     }
 }
 
@@ -95,85 +149,66 @@ fn spans(positions: Range<usize>) -> Range<usize> {
     positions.start / SPAN..positions.end.div_ceil(SPAN)
 }
 
-/// Attends to the positions of one span, as far as they lie in `positions`.
-fn add_span(
-    rows: &mut QueryRows,
-    kv: &LayerKv,
-    kv_head: usize,
-    span: usize,
-    positions: &Range<usize>,
-    totals: &mut [f32],
-) -> Result<()> {
-    let first = positions.start.max(span * SPAN) / PAGE * PAGE;
-    for page in (first..positions.end.min((span + 1) * SPAN)).step_by(PAGE) {
-        let (keys, values) = kv.page(page).head(kv_head);
-        rows.add_block(page, keys, values)?;
-    }
-    rows.end_span(totals);
-    Ok(())
-}
-
-fn by_spans(
-    team: &Team<'_>,
-    kernels: &Kernels,
-    h: &Hparams,
-    queries: &Queries<'_>,
-    kv: &LayerKv,
-    partial: &mut Vec<f32>,
-    out: &mut [f32],
-) -> Result<()> {
-    let n = out.len() / h.q_dim();
-    let (group, total) = (h.n_heads / h.n_kv_heads, QueryRows::total_len(h.head_dim));
-    let positions = queries.visible(0).start..queries.start + n;
+fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f32]) -> Result<()> {
+    let n = out.len() / c.h.q_dim();
+    let (group, total) = (c.group(), QueryRows::total_len(c.h.head_dim));
+    let positions = c.queries.visible(0).start..c.queries.start + n;
     let spans = spans(positions.clone());
     // `[spans][kv heads][tokens][heads of the group]`
-    let width = h.n_heads * n * total;
-    partial.clear();
+    let (of_head, width) = (n * group * total, c.h.n_heads * n * total);
     partial.resize(spans.len() * width, 0.0);
-    tiles(team, partial, width, (1, width / h.n_kv_heads), &|tile| {
-        let kv_head = tile.cols().start / (width / h.n_kv_heads);
-        let mut rows = queries.of_head(kernels, h, kv_head, 0..n)?;
-        for i in tile.rows() {
-            add_span(&mut rows, kv, kv_head, spans.start + i, &positions, tile.row(i))?;
-        }
-        Ok(())
+    tiles(team, partial, width, (1, of_head), &|tile| {
+        let kv_head = tile.cols().start / of_head;
+        c.with(|TaskScratch { rows, .. }| {
+            c.set_rows(rows, kv_head, 0..n)?;
+            tile.rows().try_for_each(|i| {
+                tile.row(i).fill(0.0);
+                c.add_span(rows, kv_head, spans.start + i, &positions, tile.row(i))
+            })
+        })
     })?;
-    let (first, later) = partial.split_at_mut(width);
-    for part in later.chunks_exact(width) {
-        first.chunks_exact_mut(total).zip(part.chunks_exact(total)).for_each(|(a, b)| merge(a, b));
-    }
-    for (i, total) in first.chunks_exact(total).enumerate() {
-        let (kv_head, token, head) = (i / (n * group), i / group % n, i % group);
-        let at = token * h.q_dim() + (kv_head * group + head) * h.head_dim;
-        finish(total, &mut out[at..at + h.head_dim]);
-    }
-    Ok(())
-}
-
-fn by_tokens(
-    team: &Team<'_>,
-    kernels: &Kernels,
-    h: &Hparams,
-    queries: &Queries<'_>,
-    kv: &LayerKv,
-    out: &mut [f32],
-) -> Result<()> {
-    let (group, total) = (h.n_heads / h.n_kv_heads, QueryRows::total_len(h.head_dim));
-    let n = out.len() / h.q_dim();
-    let tokens = n * h.n_kv_heads / (TASKS_PER_THREAD * team.threads());
-    let tokens = tokens.clamp(TOKENS_PER_TASK.0, TOKENS_PER_TASK.1);
-    tiles(team, out, h.q_dim(), (tokens, group * h.head_dim), &|tile| {
-        let (tokens, kv_head) = (tile.rows(), tile.cols().start / (group * h.head_dim));
-        let mut rows = queries.of_head(kernels, h, kv_head, tokens.clone())?;
-        let mut totals = vec![0.0; tokens.len() * group * total];
-        let positions = queries.visible(tokens.start).start..queries.start + tokens.end;
-        for span in spans(positions.clone()) {
-            add_span(&mut rows, kv, kv_head, span, &positions, &mut totals)?;
-        }
-        for (token, totals) in tokens.zip(totals.chunks_exact(group * total)) {
-            let heads = tile.row(token).chunks_exact_mut(h.head_dim);
-            heads.zip(totals.chunks_exact(total)).for_each(|(out, total)| finish(total, out));
-        }
+    tiles(team, out, c.h.q_dim(), (n, group * c.h.head_dim), &|tile| {
+        let kv_head = tile.cols().start / (group * c.h.head_dim);
+        let parts = partial.chunks_exact(width).map(|span| &span[kv_head * of_head..(kv_head + 1) * of_head]);
+        c.with(|TaskScratch { totals, .. }| {
+            totals.clear();
+            totals.resize(of_head, 0.0);
+            for part in parts {
+                let rows = totals.chunks_exact_mut(total).zip(part.chunks_exact(total));
+                rows.for_each(|(total, part)| merge(c.kernels, total, part));
+            }
+            write_heads(tile, totals, c.h.head_dim);
+        });
         Ok(())
     })
+}
+
+fn by_tokens(team: &Team<'_>, c: &Chunk<'_>, out: &mut [f32]) -> Result<()> {
+    let (group, total) = (c.group(), QueryRows::total_len(c.h.head_dim));
+    let n = out.len() / c.h.q_dim();
+    let tokens = n * c.h.n_kv_heads / (TASKS_PER_THREAD * team.threads());
+    let tokens = tokens.clamp(TOKENS_PER_TASK.0, TOKENS_PER_TASK.1);
+    tiles(team, out, c.h.q_dim(), (tokens, group * c.h.head_dim), &|tile| {
+        let (tokens, kv_head) = (tile.rows(), tile.cols().start / (group * c.h.head_dim));
+        c.with(|TaskScratch { rows, totals }| {
+            c.set_rows(rows, kv_head, tokens.clone())?;
+            totals.clear();
+            totals.resize(tokens.len() * group * total, 0.0);
+            let positions = c.queries.visible(tokens.start).start..c.queries.start + tokens.end;
+            for span in spans(positions.clone()) {
+                c.add_span(rows, kv_head, span, &positions, totals)?;
+            }
+            write_heads(tile, totals, c.h.head_dim);
+            Ok(())
+        })
+    })
+}
+
+/// The results of a tile of tokens and heads, whose `totals` are `[tokens][heads]`.
+fn write_heads(tile: &mut Tile<'_>, totals: &[f32], head_dim: usize) {
+    let mut totals = totals.chunks_exact(QueryRows::total_len(head_dim));
+    for token in tile.rows() {
+        let heads = tile.row(token).chunks_exact_mut(head_dim);
+        heads.zip(&mut totals).for_each(|(out, total)| finish(total, out));
+    }
 }

@@ -26,7 +26,7 @@ pub enum KvType {
     /// Single precision.
     F32,
     /// 8-bit codes, with a half-precision scale for 32 of them: about half the memory, and the memory traffic, of
-    /// half precision. Keys and values are rounded to one part in 254 of the largest of 32.
+    /// half precision. Keys, values and the queries that meet them are rounded to one part in 254 of the largest of 32.
     Q8_0,
 }
 

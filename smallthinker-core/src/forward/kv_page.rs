@@ -146,7 +146,8 @@ impl Page {
             LinesMut::Q8(squares) => {
                 for (chunk, block) in bytes.as_chunks::<{ KvType::Q8_BLOCK }>().0.iter().enumerate() {
                     let [low, high, codes @ ..] = *block;
-                    let scale = u16::from_le_bytes([low, high]);
+                    // Whatever a file says, scales are not negative.
+                    let scale = u16::from_le_bytes([low, high]) & 0x7fff;
                     put_codes(squares, part, dim, position, chunk, scale, codes.map(|c| c as i8));
                 }
             }
@@ -174,8 +175,8 @@ impl Part {
     /// The code of one of these dimensions.
     fn code(self, square: &Square, position: usize, dim: usize) -> i8 {
         match self {
-            Part::Keys => square.codes[dim][position % LANES],
-            Part::Values => square.codes[position % LANES][dim],
+            Part::Keys => square.codes[Square::key(position % LANES, dim)],
+            Part::Values => square.codes[Square::value(position % LANES, dim)],
         }
     }
 }
@@ -251,9 +252,12 @@ fn put_codes(
     let square = &mut all[start + part.square(head_dim, position, chunk)];
     let at = position % LANES;
     square.scales[at] = scale;
-    match part {
-        Part::Keys => square.codes.iter_mut().zip(codes).for_each(|(line, code)| line[at] = code),
-        Part::Values => square.codes[at] = codes,
+    for (dim, code) in codes.into_iter().enumerate() {
+        let place = match part {
+            Part::Keys => Square::key(at, dim),
+            Part::Values => Square::value(at, dim),
+        };
+        square.codes[place] = code;
     }
 }
 

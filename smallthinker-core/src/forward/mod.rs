@@ -27,7 +27,7 @@ use crate::pool::Team;
 use crate::tiles::tiles;
 use crate::{Error, Result};
 
-use attention::{Queries, attend};
+use attention::{AttentionScratch, Queries, attend};
 use clock::{Clock, Stage};
 use kv_cache::{KvCache, NewKv};
 pub(crate) use linear::{Batch, TaskBuffers, linear};
@@ -87,8 +87,7 @@ pub(crate) struct Scratch {
     acts: Acts,
     qkv: Vec<f32>,
     attention: Vec<f32>,
-    /// Attention over spans of positions, to be merged.
-    partial: Vec<f32>,
+    attend: AttentionScratch,
     router: Vec<f32>,
     choices: Vec<Choice>,
     guesses: Vec<Choice>,
@@ -238,7 +237,7 @@ impl Pass<'_> {
         s.attention.resize(n * q_dim, 0.0);
         let queries = Queries { rows: &s.qkv, stride, start, window: h.attention[layer].window };
         let out = &mut s.attention;
-        attend(self.team, self.kernels, h, &queries, &kv.layers[layer], &mut s.partial, out)?;
+        attend(self.team, self.kernels, h, &queries, &kv.layers[layer], &mut s.attend, out)?;
         self.clock.lap(Stage::Attention);
         self.quantize(&s.attention, q_dim, Forms::of(&[w.o.dtype]), &mut s.acts)?;
         self.clock.lap(Stage::Norm);

@@ -2,28 +2,36 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, Square};
+use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, codes, rows};
 use crate::kernels::avx2::{load_f32, load_half, store_f32};
 
 /// Six rows of two vectors, two vectors of keys or values and one of a query or a weight: 15 of 16 registers.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
 /// Elements of half a line.
 const HALF: usize = LANES / 2;
 
-pub(in crate::kernels) static FUNCTIONS: Functions =
-    Functions { rows: 2 * ROWS, score, soften, mix, widen_f16, widen_q8, fused: None };
+pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
+    rows: 2 * ROWS,
+    score,
+    soften,
+    mix,
+    widen_f16,
+    fused: None,
+    merge,
+    codes: codes::avx2::FUNCTIONS,
+};
 
-/// How far ahead of the arithmetic lines are requested from memory.
-const PREFETCH_BYTES: usize = 4096;
+/// How far ahead of the arithmetic lines are requested from memory, in bytes; found by trial.
+const AHEAD: usize = 4096;
 
-/// Asks for what lies [`PREFETCH_BYTES`] after this. The address may lie outside the cache.
+/// Asks for what lies `distance` bytes after this. The address may lie outside the cache.
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch_after<T>(line: &T) {
-    let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(PREFETCH_BYTES);
-    for part in 0..size_of::<T>() / 64 {
+pub(super) fn prefetch_after<T>(line: &T, distance: usize) {
+    let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(distance);
+    for part in 0..size_of::<T>().div_ceil(64) {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
     }
@@ -44,6 +52,7 @@ macro_rules! for_rows {
         }
     };
 }
+pub(super) use for_rows;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn score(mut s: Score<'_, Line<f32>>) {
@@ -66,7 +75,7 @@ fn score_rows<const R: usize>(s: &mut Score<'_, Line<f32>>, from: usize) {
             for (q, key) in s.q.chunks_exact(s.rows).zip(keys) {
                 let Some(q) = q[from..].first_chunk::<R>() else { return };
                 if first_pass {
-                    prefetch_after(key);
+                    prefetch_after(key, AHEAD);
                 }
                 let Line(key) = key;
                 let key = key[half * HALF..].as_chunks::<8>().0;
@@ -85,14 +94,14 @@ fn score_rows<const R: usize>(s: &mut Score<'_, Line<f32>>, from: usize) {
     }
 }
 
-/// The operations of `scalar::exp2`.
+/// The operations of `scalar::exp2_with`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn exp2(x: __m256) -> __m256 {
+pub(super) fn exp2_with(coefficients: &[f32], x: __m256) -> __m256 {
     let rounded = _mm256_add_ps(x, _mm256_set1_ps(EXP2_ROUND));
     let f = _mm256_sub_ps(x, _mm256_sub_ps(rounded, _mm256_set1_ps(EXP2_ROUND)));
-    let mut p = _mm256_set1_ps(EXP2[0]);
-    for c in &EXP2[1..] {
+    let mut p = _mm256_set1_ps(coefficients[0]);
+    for c in &coefficients[1..] {
         p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(*c));
     }
     let scale = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(rounded)));
@@ -101,10 +110,18 @@ fn exp2(x: __m256) -> __m256 {
     _mm256_and_ps(keep, _mm256_mul_ps(p, scale))
 }
 
-/// The greatest lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn greatest(x: __m256) -> f32 {
+fn exp2(x: __m256) -> __m256 {
+    exp2_with(&EXP2, x)
+}
+
+/// The greatest of these, a multiple of 8, and of `before`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn greatest(scores: &[f32], before: f32) -> f32 {
+    let scores = scores.as_chunks::<8>().0;
+    let x = scores.iter().fold(_mm256_set1_ps(before), |m, s| _mm256_max_ps(load_f32(s), m));
     let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
@@ -112,9 +129,8 @@ fn greatest(x: __m256) -> f32 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32) {
+    let max = greatest(scores, before);
     let scores = scores.as_chunks_mut::<8>().0;
-    let most = scores.iter().fold(_mm256_set1_ps(before), |m, s| _mm256_max_ps(load_f32(s), m));
-    let max = greatest(most);
     let shrink = exp2(_mm256_set1_ps(before - max));
     let sums = sums.as_chunks_mut::<8>().0;
     for (half, sums) in sums.iter_mut().enumerate() {
@@ -150,7 +166,7 @@ fn mix_rows<const R: usize>(m: &mut Mix<'_, Line<f32>>, from: usize) {
         }
         for (i, values) in m.positions.clone().zip(m.values) {
             if first_pass {
-                prefetch_after(values);
+                prefetch_after(values, AHEAD);
             }
             let Line(values) = values;
             let values = values[half * HALF..].as_chunks::<8>().0;
@@ -175,7 +191,7 @@ fn mix_rows<const R: usize>(m: &mut Mix<'_, Line<f32>>, from: usize) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
-        prefetch_after(half);
+        prefetch_after(half, AHEAD);
         for (half, out) in half.0.as_chunks::<8>().0.iter().zip(out.0.as_chunks_mut::<8>().0) {
             store_f32(out, _mm256_cvtph_ps(load_half(half)));
         }
@@ -183,19 +199,6 @@ fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
-    prefetch_after(square);
-    let mut scales = Line([0.0; LANES]);
-    widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
-    let lanes = scales.0.as_chunks::<8>().0;
-    for ((codes, scale), out) in square.codes.iter().zip(scales.0).zip(out) {
-        for ((codes, out), lanes) in
-            codes.as_chunks::<8>().0.iter().zip(out.0.as_chunks_mut::<8>().0).zip(lanes)
-        {
-            // SAFETY: eight bytes; the load needs no alignment.
-            let codes = unsafe { _mm_loadl_epi64(codes.as_ptr().cast()) };
-            let scale = if keys { load_f32(lanes) } else { _mm256_set1_ps(scale) };
-            store_f32(out, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), scale));
-        }
-    }
+fn merge(total: &mut [f32], part: &[f32], max: f32, sum: f32) {
+    rows::merge_parts(total, part, max, sum, |x| _mm256_cvtss_f32(exp2(_mm256_set1_ps(x))));
 }

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, Fused, LANES, Line, Mix, SUMS, Score, Square};
+use super::{BLOCK, EXP2, EXP2_MIN, Functions, Fused, LANES, Line, Mix, SUMS, Score, codes, rows};
 
 /// 14 rows of two vectors, two vectors of keys or values and one of a query or a weight: 31 of 32 registers.
-const ROWS: usize = 14;
+pub(super) const ROWS: usize = 14;
 
 pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     rows: ROWS,
@@ -13,24 +13,21 @@ pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     soften,
     mix: mix::<f32>,
     widen_f16,
-    widen_q8,
-    fused: Some(Fused { score_f16: score::<u16>, mix_f16: mix::<u16>, score_q8, mix_q8 }),
+    fused: Some(Fused { score_f16: score::<u16>, mix_f16: mix::<u16> }),
+    merge,
+    codes: codes::avx512::FUNCTIONS,
 };
 
-/// How far ahead of the arithmetic codes are requested from memory, in bytes. All such distances were found by
-/// trial: wide lines come close to what memory gives in any case, while codes leave it little time.
-const CODES_AHEAD: usize = 16384;
-
 /// An element of the cache.
-trait Element: Copy {
-    /// How far ahead lines are requested from memory, in bytes.
+pub(super) trait Element: Copy {
+    /// How far ahead lines are requested from memory, in bytes; found by trial.
     const AHEAD: usize;
     /// A line as `f32`. Only for CPUs with AVX-512.
     unsafe fn widen(line: &Line<Self>) -> [__m512; 2];
 }
 
 impl Element for u16 {
-    const AHEAD: usize = 4096;
+    const AHEAD: usize = 8192;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -62,7 +59,7 @@ impl Element for f32 {
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn prefetch_after<T>(line: &T, distance: usize) {
+pub(super) fn prefetch_after<T>(line: &T, distance: usize) {
     let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(distance);
     for part in 0..size_of::<T>().div_ceil(64) {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
@@ -84,6 +81,7 @@ macro_rules! for_rows {
     (# [$f:ident <$e:ident>] $n:tt $arg:ident) => { $f::<$e, $n>($arg) };
     (# [$f:ident] $n:tt $arg:ident) => { $f::<$n>($arg) };
 }
+pub(super) use for_rows;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn score<E: Element>(s: Score<'_, Line<E>>) {
@@ -120,14 +118,14 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn load(x: &[f32; 16]) -> __m512 {
+pub(super) fn load(x: &[f32; 16]) -> __m512 {
     // SAFETY: 16 initialised floats; the load needs no alignment.
     unsafe { _mm512_loadu_ps(x.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn store(out: &mut [f32; 16], x: __m512) {
+pub(super) fn store(out: &mut [f32; 16], x: __m512) {
     // SAFETY: room for 16 floats; the store needs no alignment.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
 }
@@ -135,7 +133,7 @@ fn store(out: &mut [f32; 16], x: __m512) {
 /// Loads 32 elements.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn load_line(x: &[f32; LANES]) -> [__m512; 2] {
+pub(super) fn load_line(x: &[f32; LANES]) -> [__m512; 2] {
     let halves = x.as_chunks::<16>().0;
     [load(&halves[0]), load(&halves[1])]
 }
@@ -143,30 +141,37 @@ fn load_line(x: &[f32; LANES]) -> [__m512; 2] {
 /// Stores 32 elements.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn store_line(out: &mut [f32; LANES], x: [__m512; 2]) {
+pub(super) fn store_line(out: &mut [f32; LANES], x: [__m512; 2]) {
     let halves = out.as_chunks_mut::<16>().0;
     store(&mut halves[0], x[0]);
     store(&mut halves[1], x[1]);
 }
 
-/// The operations of `scalar::exp2`.
+/// The results of `scalar::exp2_with`, from fewer operations.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn exp2_with<const N: usize>(coefficients: &[f32; N], x: __m512) -> __m512 {
+    let n = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(x);
+    let f = _mm512_sub_ps(x, n);
+    let mut p = _mm512_set1_ps(coefficients[0]);
+    for c in &coefficients[1..] {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
+    }
+    // True for NaN, which stays.
+    let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(EXP2_MIN));
+    _mm512_maskz_scalef_ps(keep, p, n)
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn exp2(x: __m512) -> __m512 {
-    let rounded = _mm512_add_ps(x, _mm512_set1_ps(EXP2_ROUND));
-    let f = _mm512_sub_ps(x, _mm512_sub_ps(rounded, _mm512_set1_ps(EXP2_ROUND)));
-    let mut p = _mm512_set1_ps(EXP2[0]);
-    for c in &EXP2[1..] {
-        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
-    }
-    let scale = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(rounded)));
-    // True for NaN, which stays.
-    let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(EXP2_MIN));
-    _mm512_maskz_mul_ps(keep, p, scale)
+    exp2_with(&EXP2, x)
 }
 
+/// The greatest of these, a multiple of 16, and of `before`.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32) {
+pub(super) fn greatest(scores: &[f32], before: f32) -> f32 {
     // Four vectors side by side: the chain of one would be waited for.
     let mut most = [_mm512_set1_ps(before); 4];
     let (fours, rest) = scores.as_chunks::<{ 4 * SUMS }>();
@@ -178,8 +183,12 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
     for s in rest.as_chunks::<SUMS>().0 {
         most[0] = _mm512_max_ps(load(s), most[0]);
     }
-    let max =
-        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
+    _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32) {
+    let max = greatest(scores, before);
     let shrink = exp2(_mm512_set1_ps(before - max));
     let mut sum = _mm512_mul_ps(load(sums), shrink);
     for s in scores.as_chunks_mut::<SUMS>().0 {
@@ -194,7 +203,7 @@ fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> (f32, f32)
 /// Loads 32 elements at each multiple of `width`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn load_rows<const R: usize>(x: &[f32], width: usize) -> [[__m512; 2]; R] {
+pub(super) fn load_rows<const R: usize>(x: &[f32], width: usize) -> [[__m512; 2]; R] {
     assert!(x.len() >= (R - 1) * width + LANES);
     let mut rows = [[_mm512_setzero_ps(); 2]; R];
     for (r, row) in rows.iter_mut().enumerate() {
@@ -208,7 +217,7 @@ fn load_rows<const R: usize>(x: &[f32], width: usize) -> [[__m512; 2]; R] {
 /// Stores 32 elements at each multiple of `width`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn store_rows<const R: usize>(out: &mut [f32], width: usize, rows: &[[__m512; 2]; R]) {
+pub(super) fn store_rows<const R: usize>(out: &mut [f32], width: usize, rows: &[[__m512; 2]; R]) {
     assert!(out.len() >= (R - 1) * width + LANES);
     for (r, row) in rows.iter().enumerate() {
         let at = out.as_mut_ptr().wrapping_add(r * width);
@@ -254,92 +263,6 @@ fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
-    prefetch_after(square, CODES_AHEAD);
-    let mut scales = Line([0.0; LANES]);
-    widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
-    let lanes = load_line(&scales.0);
-    for ((codes, scale), out) in square.codes.iter().zip(scales.0).zip(out) {
-        let scales = if keys { lanes } else { [_mm512_set1_ps(scale); 2] };
-        store_line(&mut out.0, decode(codes, scales));
-    }
-}
-
-/// A line of a square in single precision.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn decode(codes: &[i8; LANES], scales: [__m512; 2]) -> [__m512; 2] {
-    let at = codes.as_ptr();
-    // SAFETY: 16 bytes from each address, all inside the line.
-    let [a, b] = unsafe { [_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(16).cast())] };
-    let [a, b] = [_mm512_cvtepi8_epi32(a), _mm512_cvtepi8_epi32(b)];
-    [_mm512_mul_ps(_mm512_cvtepi32_ps(a), scales[0]), _mm512_mul_ps(_mm512_cvtepi32_ps(b), scales[1])]
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn score_q8(s: Score<'_, Square>) {
-    for_rows!(score_squares(s))
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn score_squares<const R: usize>(s: Score<'_, Square>) {
-    let Some(rows) = s.out.first_chunk_mut::<R>() else { return };
-    let q = s.q.as_chunks::<R>().0;
-    for (g, squares) in s.keys.chunks_exact(s.dims.div_ceil(LANES)).enumerate() {
-        let at = s.first + g * LANES;
-        let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        for (acc, row) in acc.iter_mut().zip(&*rows) {
-            if let Some(sums) = row[at..].first_chunk() {
-                *acc = load_line(sums);
-            }
-        }
-        for (square, q) in squares.iter().zip(q.chunks(LANES)) {
-            prefetch_after(&square.scales, CODES_AHEAD);
-            // SAFETY: this function has the target features that `widen` asks for.
-            let scales = unsafe { u16::widen(&Line(square.scales)) };
-            for (q, codes) in q.iter().zip(&square.codes) {
-                prefetch_after(codes, CODES_AHEAD);
-                let key = decode(codes, scales);
-                for (acc, q) in acc.iter_mut().zip(q) {
-                    let q = _mm512_set1_ps(*q);
-                    *acc = [_mm512_fmadd_ps(q, key[0], acc[0]), _mm512_fmadd_ps(q, key[1], acc[1])];
-                }
-            }
-        }
-        for (acc, row) in acc.iter().zip(&mut *rows) {
-            if let Some(sums) = row[at..].first_chunk_mut() {
-                store_line(sums, *acc);
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn mix_q8(m: Mix<'_, Square>) {
-    for_rows!(mix_squares(m))
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn mix_squares<const R: usize>(m: Mix<'_, Square>) {
-    let Some(weights) = m.weights.first_chunk::<R>() else { return };
-    assert!(m.positions.end <= BLOCK);
-    let mut acc = load_rows::<R>(m.out, m.width);
-    for (square, group) in m.values.iter().zip(m.positions.start / LANES..) {
-        let mut scales = Line([0.0; LANES]);
-        prefetch_after(&square.scales, CODES_AHEAD);
-        widen_f16(&[Line(square.scales)], std::slice::from_mut(&mut scales));
-        let some = m.positions.start.max(group * LANES)..m.positions.end.min((group + 1) * LANES);
-        let lines = some.start % LANES..some.start % LANES + some.len();
-        for ((i, codes), scale) in some.zip(&square.codes[lines.clone()]).zip(&scales.0[lines]) {
-            prefetch_after(codes, CODES_AHEAD);
-            let values = decode(codes, [_mm512_set1_ps(*scale); 2]);
-            for r in 0..R {
-                // SAFETY: positions are inside a block, as checked above.
-                let weight = _mm512_set1_ps(unsafe { *weights[r].get_unchecked(i) });
-                acc[r][0] = _mm512_fmadd_ps(weight, values[0], acc[r][0]);
-                acc[r][1] = _mm512_fmadd_ps(weight, values[1], acc[r][1]);
-            }
-        }
-    }
-    store_rows(m.out, m.width, &acc);
+fn merge(total: &mut [f32], part: &[f32], max: f32, sum: f32) {
+    rows::merge_parts(total, part, max, sum, |x| _mm512_cvtss_f32(exp2(_mm512_set1_ps(x))));
 }

@@ -55,12 +55,6 @@ impl Functions {
                 // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
                 unsafe { (fused.score_f16)(score) };
             }
-            (Lines::Q8(keys), Some(fused)) => {
-                let parts = dims.div_ceil(LANES);
-                let keys = &keys[groups.start * parts..groups.end * parts];
-                // SAFETY: as above.
-                unsafe { (fused.score_q8)(Score { rows, q, dims, keys, first, out }) };
-            }
             _ => {
                 let mut wide = EMPTY;
                 for group in groups {
@@ -101,12 +95,6 @@ impl Functions {
                     let mix = Mix { rows, weights, positions, values: &values[lines], width, out };
                     // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
                     unsafe { (fused.mix_f16)(mix) };
-                }
-                (Lines::Q8(values), Some(fused)) => {
-                    let values = &values[lines.start / LANES..lines.end.div_ceil(LANES)];
-                    let mix = Mix { rows, weights, positions: positions.clone(), values, width, out };
-                    // SAFETY: as above.
-                    unsafe { (fused.mix_q8)(mix) };
                 }
                 _ => {
                     let mut wide = EMPTY;
@@ -151,23 +139,20 @@ impl Functions {
 
     /// Keys of the 32 positions of `group`, up to 32 dimensions from `32 * part` on.
     fn widen_keys(&self, keys: Side<'_>, group: usize, part: usize, out: &mut [Line<f32>]) {
-        let at = group * keys.head_dim + part * LANES;
-        self.widen_lines(keys.lines, at, group * keys.head_dim.div_ceil(LANES) + part, true, out);
+        self.widen_lines(keys.lines, group * keys.head_dim + part * LANES, out);
     }
 
     /// Values of the 32 positions of `group`, 32 dimensions from `32 * column` on.
     fn widen_values(&self, values: Side<'_>, column: usize, group: usize, out: &mut [Line<f32>]) {
-        let square = column * (BLOCK / LANES) + group;
-        self.widen_lines(values.lines, square * LANES, square, false, out);
+        self.widen_lines(values.lines, column * BLOCK + group * LANES, out);
     }
 
-    fn widen_lines(&self, lines: Lines<'_>, at: usize, square: usize, keys: bool, out: &mut [Line<f32>]) {
+    fn widen_lines(&self, lines: Lines<'_>, at: usize, out: &mut [Line<f32>]) {
         match lines {
             // SAFETY: the set exists, so the CPU has its instructions.
             Lines::F16(lines) => unsafe { (self.widen_f16)(&lines[at..at + out.len()], out) },
-            // SAFETY: as above.
-            Lines::Q8(squares) => unsafe { (self.widen_q8)(&squares[square], keys, out) },
             Lines::F32(lines) => out.copy_from_slice(&lines[at..at + out.len()]),
+            Lines::Q8(_) => {} // never widened
         }
     }
 

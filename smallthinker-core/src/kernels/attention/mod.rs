@@ -2,7 +2,8 @@
 //!
 //! Keys and values lie in [`Line`]s of 32 elements. A line of keys holds one dimension of 32 positions, so
 //! that the scores of 32 positions add up in the lanes of registers, without sums across lanes. A line of
-//! values holds 32 dimensions of one position. Both are read from beginning to end.
+//! values holds 32 dimensions of one position. Both are read from beginning to end. 8-bit codes lie in [`Square`]s and
+//! are multiplied as integers, see `codes`.
 //!
 //! Every set gives the same bits. Scores and weighted sums are chains of fused multiply-adds, over dimensions
 //! and over positions, ascending; `2^x` is one sequence of operations; the sum of the weights has one lane for
@@ -13,6 +14,8 @@ pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 mod calls;
+mod coded_rows;
+mod codes;
 mod rows;
 pub(super) mod scalar;
 #[cfg(test)]
@@ -39,15 +42,27 @@ pub(super) const SUMS: usize = 16;
 #[repr(C, align(64))]
 pub struct Line<E>(pub [E; LANES]);
 
-/// 32 lines of 8-bit codes, with one scale for the 32 codes of each position. In keys, positions are lanes; in
-/// values, they are lines.
+/// 8-bit codes of 32 dimensions of 32 positions, with one scale for the 32 codes of each position. A product of
+/// integers adds up neighbours: of keys four dimensions, of values two positions.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Square {
-    /// Per position, in half precision. A code times such a scale is exact in single precision.
+    /// Per position, in half precision, not negative.
     pub scales: [u16; LANES],
-    /// The lines.
-    pub codes: [[i8; LANES]; LANES],
+    /// Of keys `[dimension / 4][position][dimension % 4]`, of values `[position / 2][dimension][position % 2]`.
+    pub codes: [i8; LANES * LANES],
+}
+
+impl Square {
+    /// Where the code of a key is.
+    pub const fn key(position: usize, dimension: usize) -> usize {
+        (dimension / 4 * LANES + position) * 4 + dimension % 4
+    }
+
+    /// Where the code of a value is.
+    pub const fn value(position: usize, dimension: usize) -> usize {
+        (position / 2 * LANES + dimension) * 2 + position % 2
+    }
 }
 
 // SAFETY: an array of such elements; a size of 64 or 128 bytes leaves no padding.
@@ -79,13 +94,14 @@ pub const fn value_lines(head_dim: usize) -> usize {
     BLOCK * head_dim.div_ceil(LANES)
 }
 
-/// Squares of keys in a block, and of values. Of keys, the last of each 32 positions may have lines to spare.
+/// Squares of keys in a block: of 32 positions after another, all dimensions. Of values as many: of 32 dimensions after
+/// another, all positions. Dimensions that `head_dim` lacks count for nothing.
 pub const fn squares(head_dim: usize) -> usize {
     BLOCK / LANES * head_dim.div_ceil(LANES)
 }
 
 /// Products of query rows with keys, added to `out`. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is
-/// `[dims][rows]`, `keys` is whole groups of 32 positions (`dims` lines each, or the squares for as many), `out`
+/// `[dims][rows]`, `keys` is whole groups of 32 positions (`dims` lines each), `out`
 /// has `rows` rows and room for the groups from `first` on.
 pub(super) struct Score<'a, L> {
     pub(super) rows: usize,
@@ -99,7 +115,7 @@ pub(super) struct Score<'a, L> {
 
 /// Sums of 32 dimensions of values, weighted, added to `out`. Whoever calls promises: `1 <= rows <=
 /// Functions::rows`, `weights` has `rows` rows, `positions` lies inside a block, `values` is the lines of these
-/// positions (or the squares with such lines), and `out` has 32 elements at each multiple of `width`, for every row.
+/// positions, and `out` has 32 elements at each multiple of `width`, for every row.
 pub(super) struct Mix<'a, L> {
     pub(super) rows: usize,
     pub(super) weights: &'a [[f32; BLOCK]],
@@ -123,24 +139,27 @@ pub(super) struct Functions {
     pub(super) mix: unsafe fn(Mix<'_, Line<f32>>),
     /// The same values in single precision, as far as both go.
     pub(super) widen_f16: unsafe fn(&[Line<u16>], &mut [Line<f32>]),
-    /// The lines of a square in single precision, as far as they go; whether they are keys.
-    pub(super) widen_q8: unsafe fn(&Square, bool, &mut [Line<f32>]),
     /// Where that is faster: functions that widen on the way.
     pub(super) fused: Option<Fused>,
+    /// [`rows::merge_parts`].
+    pub(super) merge: unsafe fn(&mut [f32], &[f32], f32, f32),
+    /// What is different for 8-bit codes.
+    codes: codes::Functions,
 }
 
 /// As `score` and `mix`, of the other element types. The same bits.
 pub(super) struct Fused {
     pub(super) score_f16: unsafe fn(Score<'_, Line<u16>>),
     pub(super) mix_f16: unsafe fn(Mix<'_, Line<u16>>),
-    pub(super) score_q8: unsafe fn(Score<'_, Square>),
-    pub(super) mix_q8: unsafe fn(Mix<'_, Square>),
 }
 
 /// Coefficients of `2^f` for `f` in -0.5..=0.5, highest power first, the last one 1: a relative error of
 /// 2.6e-9 before rounding.
 pub(super) const EXP2: [f32; 7] =
     [1.559_467_8e-4, 1.340_664_3e-3, 9.617_693e-3, 5.550_310_4e-2, 0.240_226_52, 0.693_147_24, 1.0];
+
+/// As [`EXP2`], where a relative error of 2.9e-6 will do.
+pub(super) const EXP2_SHORT: [f32; 5] = [9.582_853e-3, 5.590_642_6e-2, 0.240_240_99, 0.693_124_2, 1.0];
 
 /// Adding this rounds to an integer `n` and leaves `n + 127`, the exponent of `2^n`, in the lowest bits.
 pub(super) const EXP2_ROUND: f32 = 12_582_912.0 + 127.0;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::calls::{Side, Tile, fit};
-use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, key_lines, scalar};
+use super::codes::{Integers, QueryCodes};
+use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, key_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
 
@@ -13,65 +14,101 @@ use crate::kernels::{Kernels, misuse};
 /// Blocks start at multiples of [`BLOCK`], so that the order of additions depends on positions alone, not on
 /// how a text was cut into chunks or shared among threads.
 pub struct QueryRows {
-    functions: &'static Functions,
-    head_dim: usize,
+    pub(super) functions: &'static Functions,
+    pub(super) head_dim: usize,
     /// `head_dim` in whole lines.
-    width: usize,
+    pub(super) width: usize,
     visible: Vec<Range<usize>>,
-    /// The queries, scaled: of each tile of rows `[head_dim][rows]`.
-    q: Vec<f32>,
+    /// The queries, scaled: `[rows][head_dim]`.
+    pub(super) scaled: Vec<f32>,
+    form: Form,
+    /// The queries: of each tile of rows `[head_dim][rows]`.
+    tiles: Vec<f32>,
+    /// The queries, for keys of 8 bits.
+    pub(super) codes: QueryCodes,
     /// Per row: weighted values since the last `end_span`, their greatest score, and the sums of their weights.
-    out: Vec<f32>,
-    max: Vec<f32>,
-    sums: Vec<[f32; SUMS]>,
+    pub(super) out: Vec<f32>,
+    pub(super) max: Vec<f32>,
+    pub(super) sums: Vec<[f32; SUMS]>,
     /// Scores, then weights, of one tile.
-    scores: Vec<[f32; BLOCK]>,
+    pub(super) scores: Vec<[f32; BLOCK]>,
+    /// Of 8-bit values: what these weights, relative to the greatest of the block, count for.
+    pub(super) gains: Vec<f32>,
+    pub(super) integers: Vec<Integers>,
     /// Keys and values of a block in single precision.
     wide: Vec<Line<f32>>,
+}
+
+/// What the blocks so far have asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    None,
+    Tiles,
+    Codes,
 }
 
 /// From so many tiles on, a block is widened once for all of them.
 const WIDE_TILES: usize = 3;
 
 impl QueryRows {
-    /// Takes queries of `head_dim` elements and the positions that each sees.
+    /// No queries yet, of `head_dim` elements.
+    pub fn new(kernels: &Kernels, head_dim: usize) -> QueryRows {
+        QueryRows {
+            functions: kernels.attention,
+            head_dim,
+            width: head_dim.next_multiple_of(LANES),
+            visible: Vec::new(),
+            scaled: Vec::new(),
+            form: Form::None,
+            tiles: Vec::new(),
+            codes: QueryCodes::default(),
+            out: Vec::new(),
+            max: Vec::new(),
+            sums: Vec::new(),
+            scores: Vec::new(),
+            gains: Vec::new(),
+            integers: Vec::new(),
+            wide: Vec::new(),
+        }
+    }
+
+    /// Begins with other queries and the positions that each sees. Memory is used again.
     ///
-    /// Errors: [`Error::Internal`](crate::Error::Internal) if a query has another length, or if there is none.
-    pub fn new<'q>(
-        kernels: &Kernels,
-        head_dim: usize,
+    /// Errors: [`Error::Internal`](crate::Error::Internal) if a query is not of `head_dim` elements, or if there is none.
+    pub fn set<'q>(
+        &mut self,
         queries: impl ExactSizeIterator<Item = (&'q [f32], Range<usize>)>,
-    ) -> Result<QueryRows> {
-        let n = queries.len();
+    ) -> Result<()> {
+        let (n, head_dim) = (queries.len(), self.head_dim);
         if n == 0 || head_dim == 0 {
             return Err(misuse("attention", format_args!("{n} queries of {head_dim} elements")));
         }
-        let width = head_dim.next_multiple_of(LANES);
-        let mut rows = QueryRows {
-            functions: kernels.attention,
-            head_dim,
-            width,
-            visible: Vec::with_capacity(n),
-            q: vec![0.0; n * head_dim],
-            out: vec![0.0; n * width],
-            max: vec![f32::NEG_INFINITY; n],
-            sums: vec![[0.0; SUMS]; n],
-            scores: vec![[0.0; BLOCK]; kernels.attention.rows.min(n)],
-            wide: Vec::new(),
-        };
         // Powers of two instead of e: one multiplication less per score.
         let scale = (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32;
-        for (i, (q, visible)) in queries.enumerate() {
+        self.visible.clear();
+        self.scaled.clear();
+        for (q, visible) in queries {
             if q.len() != head_dim {
                 return Err(misuse("attention", format_args!("a query of {} elements", q.len())));
             }
-            let tile = tile_of(i, n, rows.functions.rows);
-            let place = &mut rows.q[tile.start * head_dim..tile.end * head_dim];
-            let place = place.chunks_exact_mut(tile.len()).map(|dim| &mut dim[i - tile.start]);
-            place.zip(q).for_each(|(place, q)| *place = q * scale);
-            rows.visible.push(visible);
+            self.scaled.extend(q.iter().map(|q| q * scale));
+            self.visible.push(visible);
         }
-        Ok(rows)
+        self.form = Form::None;
+        self.out.resize(n * self.width, 0.0);
+        self.max.resize(n, 0.0);
+        self.sums.resize(n, [0.0; SUMS]);
+        self.begin();
+        let most = self.functions.rows.min(n);
+        self.scores.resize(most, [0.0; BLOCK]);
+        Ok(())
+    }
+
+    /// Nothing was seen.
+    fn begin(&mut self) {
+        self.out.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sums.fill([0.0; SUMS]);
     }
 
     /// Floats of a row of `end_span`.
@@ -88,8 +125,14 @@ impl QueryRows {
             return Err(misuse("attention", format_args!("lines that are no block of {}", self.head_dim)));
         }
         let head_dim = self.head_dim;
-        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim });
         let n = self.visible.len();
+        if let (Lines::Q8(keys), Lines::Q8(values)) = (keys, values) {
+            self.arrange(Form::Codes)?;
+            tiles_of(n, self.functions.rows).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
+            return Ok(());
+        }
+        self.arrange(Form::Tiles)?;
+        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim });
         let as_it_is = matches!(keys.lines, Lines::F32(_)) || n.div_ceil(self.functions.rows) < WIDE_TILES;
         match self.union(0..n, first) {
             Some(seen) if !as_it_is => {
@@ -106,31 +149,51 @@ impl QueryRows {
         Ok(())
     }
 
+    /// Brings the queries into tiles of single precision or of codes.
+    fn arrange(&mut self, form: Form) -> Result<()> {
+        if self.form == form {
+            return Ok(());
+        }
+        if self.form != Form::None {
+            return Err(misuse("attention", "blocks of two kinds"));
+        }
+        self.form = form;
+        if form == Form::Codes {
+            self.arrange_codes();
+            return Ok(());
+        }
+        self.tiles.clear();
+        for tile in tiles_of(self.visible.len(), self.functions.rows) {
+            let rows = &self.scaled[tile.start * self.head_dim..tile.end * self.head_dim];
+            for d in 0..self.head_dim {
+                self.tiles.extend(rows.chunks_exact(self.head_dim).map(|row| row[d]));
+            }
+        }
+        Ok(())
+    }
+
     fn add_tiles(&mut self, first: usize, keys: Side<'_>, values: Side<'_>) {
         let n = self.visible.len();
-        let mut from = 0;
-        while from < n {
-            let tile = tile_of(from, n, self.functions.rows);
-            from = tile.end;
+        for tile in tiles_of(n, self.functions.rows) {
             self.add_tile(tile, first, keys, values);
         }
     }
 
     /// What at least one of these rows sees of the block at `first`, relative to it.
-    fn union(&self, rows: Range<usize>, first: usize) -> Option<Range<usize>> {
+    pub(super) fn union(&self, rows: Range<usize>, first: usize) -> Option<Range<usize>> {
         let seen = rows.map(|row| self.within(row, first)).filter(|seen| !seen.is_empty());
         seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
     }
 
     /// What row `row` sees of the block at `first`, relative to it.
-    fn within(&self, row: usize, first: usize) -> Range<usize> {
+    pub(super) fn within(&self, row: usize, first: usize) -> Range<usize> {
         let seen = &self.visible[row];
         seen.start.saturating_sub(first).min(BLOCK)..seen.end.saturating_sub(first).min(BLOCK)
     }
 
     fn add_tile(&mut self, tile: Range<usize>, first: usize, keys: Side<'_>, values: Side<'_>) {
         let Some(union) = self.union(tile.clone(), first) else { return };
-        let q = &self.q[tile.start * self.head_dim..tile.end * self.head_dim];
+        let q = &self.tiles[tile.start * self.head_dim..tile.end * self.head_dim];
         let rows = Tile { rows: tile.len(), q };
         self.functions.scores(rows, keys, whole_lines(&union), &mut self.scores);
         for row in tile.clone() {
@@ -157,16 +220,17 @@ impl QueryRows {
 
     /// Scores of `row` to weights; `at` is its place in the tile.
     fn soften(&mut self, row: usize, at: usize, seen: Range<usize>) {
-        let lines = whole_lines(&seen);
-        let scores = &mut self.scores[at];
-        scores[lines.start..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..lines.end].fill(f32::NEG_INFINITY);
+        let scores = unseen(&mut self.scores[at], &seen);
         // SAFETY: the set exists, so the CPU has its instructions; whole lines are multiples of 32.
-        let (max, shrink) =
-            unsafe { (self.functions.soften)(&mut scores[lines], self.max[row], &mut self.sums[row]) };
+        let (max, shrink) = unsafe { (self.functions.soften)(scores, self.max[row], &mut self.sums[row]) };
         self.max[row] = max;
-        if shrink != 1.0 {
-            self.out[row * self.width..(row + 1) * self.width].iter_mut().for_each(|o| *o *= shrink);
+        self.shrink(row, shrink);
+    }
+
+    /// Makes what row `row` has seen so far count for less.
+    pub(super) fn shrink(&mut self, row: usize, by: f32) {
+        if by != 1.0 {
+            self.out[row * self.width..(row + 1) * self.width].iter_mut().for_each(|o| *o *= by);
         }
     }
 
@@ -179,28 +243,33 @@ impl QueryRows {
     /// Adds what the rows have seen since the last call to `totals`, rows of [`total_len`](Self::total_len)
     /// that start as zeros, and begins anew. Spans end at fixed positions, as blocks do.
     pub fn end_span(&mut self, totals: &mut [f32]) {
-        let rows = self.out.chunks_exact_mut(self.width).zip(&mut self.max).zip(&mut self.sums);
+        let rows = self.out.chunks_exact(self.width).zip(&self.max).zip(&self.sums);
         for (((out, max), sums), total) in rows.zip(totals.chunks_exact_mut(self.width + 2)) {
-            merge_parts(total, out, *max, reduce(sums));
-            out.fill(0.0);
-            *max = f32::NEG_INFINITY;
-            sums.fill(0.0);
+            // SAFETY: the set exists, so the CPU has its instructions.
+            unsafe { (self.functions.merge)(total, out, *max, reduce(sums)) };
         }
+        self.begin();
     }
 }
 
-/// The tile that row `i` of `n` belongs to: as few as possible, of nearly the same length.
-fn tile_of(i: usize, n: usize, most: usize) -> Range<usize> {
+/// Tiles of `n` rows, of at most `most`: as few as possible, of nearly the same length.
+pub(super) fn tiles_of(n: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let tiles = n.div_ceil(most);
-    let (len, longer) = (n / tiles, n % tiles);
-    let tile = if i < longer * (len + 1) { i / (len + 1) } else { longer + (i - longer * (len + 1)) / len };
-    let start = tile * len + tile.min(longer);
-    start..start + len + usize::from(tile < longer)
+    (0..tiles).map(move |i| i * n / tiles..(i + 1) * n / tiles)
 }
 
 /// The positions of all lines that hold some of these.
-fn whole_lines(positions: &Range<usize>) -> Range<usize> {
+pub(super) fn whole_lines(positions: &Range<usize>) -> Range<usize> {
     positions.start / LANES * LANES..positions.end.next_multiple_of(LANES)
+}
+
+/// The scores of all lines that hold some of the positions `seen`, with those of other positions as if they were
+/// infinitely small.
+pub(super) fn unseen<'s>(scores: &'s mut [f32; BLOCK], seen: &Range<usize>) -> &'s mut [f32] {
+    let lines = whole_lines(seen);
+    scores[lines.start..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..lines.end].fill(f32::NEG_INFINITY);
+    &mut scores[lines]
 }
 
 fn reduce(sums: &[f32; SUMS]) -> f32 {
@@ -214,13 +283,23 @@ fn reduce(sums: &[f32; SUMS]) -> f32 {
 }
 
 /// Adds a later part of a row to an earlier one; both are rows of [`QueryRows::end_span`].
-pub(crate) fn merge(total: &mut [f32], part: &[f32]) {
+pub(crate) fn merge(kernels: &Kernels, total: &mut [f32], part: &[f32]) {
     if let [out @ .., max, sum] = part {
-        merge_parts(total, out, *max, *sum);
+        // SAFETY: the set exists, so the CPU has its instructions.
+        unsafe { (kernels.attention.merge)(total, out, *max, *sum) };
     }
 }
 
-fn merge_parts(total: &mut [f32], part: &[f32], part_max: f32, part_sum: f32) {
+/// Adds to `total`, a row of [`QueryRows::end_span`], a part with this maximum and this sum of weights. To be compiled for
+/// the instructions of a set.
+#[inline(always)]
+pub(super) fn merge_parts(
+    total: &mut [f32],
+    part: &[f32],
+    part_max: f32,
+    part_sum: f32,
+    exp2: impl Fn(f32) -> f32,
+) {
     let [out @ .., max, sum] = total else { return };
     // A part of which nothing was visible. One that was adds at least the weight 1 of its maximum, or NaN.
     if part_sum == 0.0 {
@@ -232,7 +311,7 @@ fn merge_parts(total: &mut [f32], part: &[f32], part_max: f32, part_sum: f32) {
         return;
     }
     let common = max.max(part_max);
-    let (a, b) = (scalar::exp2(*max - common), scalar::exp2(part_max - common));
+    let (a, b) = (exp2(*max - common), exp2(part_max - common));
     out.iter_mut().zip(part).for_each(|(o, p)| *o = *o * a + *p * b);
     (*max, *sum) = (common, *sum * a + part_sum * b);
 }

@@ -1,9 +1,9 @@
 //! The reference: the order of operations that every set follows.
 
-use super::{EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, Square};
+use super::{EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, codes, rows};
 
 pub(in crate::kernels) static FUNCTIONS: Functions =
-    Functions { rows: 8, score, soften, mix, widen_f16, widen_q8, fused: None };
+    Functions { rows: 8, score, soften, mix, widen_f16, fused: None, merge, codes: codes::scalar::FUNCTIONS };
 
 /// `a · b + c`, rounded once.
 ///
@@ -23,9 +23,15 @@ pub(super) fn fma(a: f32, b: f32, c: f32) -> f32 {
 /// `2^x` for `x <= 0`, within 1.1 units in the last place; 0 below -126; NaN stays NaN.
 #[inline]
 pub(super) fn exp2(x: f32) -> f32 {
+    exp2_with(&EXP2, x)
+}
+
+/// As [`exp2`], with these coefficients.
+#[inline]
+pub(super) fn exp2_with(coefficients: &[f32], x: f32) -> f32 {
     let rounded = x + EXP2_ROUND;
     let f = x - (rounded - EXP2_ROUND);
-    let p = EXP2.into_iter().reduce(|p, c| fma(p, f, c)).unwrap_or(1.0);
+    let p = coefficients.iter().copied().reduce(|p, c| fma(p, f, c)).unwrap_or(1.0);
     if x < EXP2_MIN { 0.0 } else { p * f32::from_bits(rounded.to_bits() << 23) }
 }
 
@@ -63,20 +69,16 @@ fn mix(m: Mix<'_, Line<f32>>) {
     }
 }
 
+fn merge(total: &mut [f32], part: &[f32], max: f32, sum: f32) {
+    rows::merge_parts(total, part, max, sum, exp2);
+}
+
 fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     for (half, out) in halves.iter().zip(out) {
         out.0 = half.0.map(widened);
     }
 }
 
-fn widen_q8(square: &Square, keys: bool, out: &mut [Line<f32>]) {
-    let scales = square.scales.map(widened);
-    for ((codes, scale), out) in square.codes.iter().zip(scales).zip(out) {
-        let scales = if keys { scales } else { [scale; LANES] };
-        out.0 = std::array::from_fn(|i| f32::from(codes[i]) * scales[i]);
-    }
-}
-
-fn widened(half: u16) -> f32 {
+pub(super) fn widened(half: u16) -> f32 {
     half::f16::from_bits(half).to_f32_const()
 }
