@@ -129,13 +129,12 @@ pub(super) struct Softened {
     pub(super) gain: f32,
 }
 
-/// From a row to its codes, their scales and their sums.
+/// Makes codes of -127..=127 of a row, with a scale for each 32 of them and their sum. If one of 32 elements is not finite,
+/// their scale is NaN. The last codes are padded with zeros.
 type Quantize = unsafe fn(&[f32], &mut [[i8; LANES]], &mut [f32], &mut [i32]);
 
 /// The functions of a kernel set. Unsafe as those of [`super::Functions`] are.
 pub(super) struct Functions {
-    /// A row as codes of -127..=127, with a scale for each 32 of them and their sum. If one of them is not finite, the
-    /// scale is NaN. The last codes are padded with zeros.
     pub(super) quantize: Quantize,
     pub(super) score: unsafe fn(Score<'_>),
     /// As [`super::Functions::soften`], but weights are relative to the maximum of these scores.

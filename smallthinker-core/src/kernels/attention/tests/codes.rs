@@ -73,8 +73,8 @@ fn values_of_zero_count_for_nothing() {
     let keys = random_squares(&mut rng, |_| ONE);
     let values = random_squares(&mut rng, |_| 0);
     for set in Kernels::available() {
-        let out = attend(set, &[rng.vector(DIM)], &[3..200], &keys, &values);
-        assert_eq!(out, vec![0.0; DIM], "{}", set.name());
+        let out = attend(set, &[rng.vector(DIM), rng.vector(DIM)], &[3..200, 0..256], &keys, &values);
+        assert_eq!(out, vec![0.0; 2 * DIM], "{}", set.name());
     }
 }
 
@@ -124,7 +124,7 @@ fn queries_round_to_nearest_in_every_set() {
     special.extend((1..90).map(|n| rng.vector(n)));
     for x in special {
         let parts = x.len().div_ceil(LANES);
-        let mut want: Option<(Vec<[i8; LANES]>, Vec<u32>, Vec<i32>)> = None;
+        let mut want = None;
         for set in Kernels::available().into_iter().rev() {
             let (mut codes, mut scales, mut sums) =
                 (vec![[7; LANES]; parts], vec![7.0; parts], vec![7; parts]);
@@ -146,7 +146,7 @@ fn queries_round_to_nearest_in_every_set() {
                     );
                 }
             }
-            let got = (codes, scales.iter().map(|s| s.to_bits()).collect(), sums);
+            let got = (codes, bits(&scales), sums);
             assert_eq!(&got, want.get_or_insert_with(|| got.clone()), "{}", set.name());
         }
     }
