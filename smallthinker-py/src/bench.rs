@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use smallthinker_core as core;
 use smallthinker_core::CancelFlag;
-use smallthinker_core::bench::{BenchOptions, BenchReport, Spread};
+use smallthinker_core::bench::{BenchOptions, BenchReport, Spread, StorageReport};
 
 use crate::enter::{self, Progress, Stop};
 use crate::model::Model;
@@ -108,6 +108,16 @@ fn common<'py>(
     dict.set_item("decode_expert_cache", dicts::experts(py, &report.decode_experts)?)?;
     dict.set_item("read_bytes_per_token", report.read_bytes_per_token)?;
     dict.set_item("stall_share", report.stall_share)?;
+    dict.set_item("storage", report.storage.map(|s| storage(py, &s)).transpose()?)?;
+    Ok(dict)
+}
+
+fn storage<'py>(py: Python<'py>, s: &StorageReport) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("bandwidth_bytes_s", s.bandwidth)?;
+    // JSON has no infinity.
+    dict.set_item("limit_tok_s", s.limit.is_finite().then_some(s.limit))?;
+    dict.set_item("limit_share", s.limit_share)?;
     Ok(dict)
 }
 

@@ -114,7 +114,7 @@ fn compute_times(found: &Bound<'_, PyDict>) -> PyResult<ComputeTimes> {
         }
     }
     let compute = ComputeTimes::by_stage(total, |stage| times[stage as usize]);
-    if compute.total().is_zero() {
+    if total.is_zero() || compute.total().is_zero() {
         return Err(errors::argument("compute.decode_ms_per_token", 0, "above 0"));
     }
     Ok(compute)

@@ -87,7 +87,12 @@ def test_streaming_figures(model, model_path):
     figures = json.loads(output(*args, "--json"))
     assert figures["read_bytes_per_token"] == figures["decode_expert_cache"]["bytes_read"] // 8 > 0
     assert 0 <= figures["stall_share"] <= 1
-    assert "MB read per token" in output(*args)
+    storage, decode = figures["storage"], figures["decode_tok_s"]["median"]
+    assert storage["bandwidth_bytes_s"] > 0
+    assert storage["limit_tok_s"] == pytest.approx(storage["bandwidth_bytes_s"] / figures["read_bytes_per_token"])
+    assert storage["limit_share"] == pytest.approx(decode / storage["limit_tok_s"])
+    table = output(*args)
+    assert "MB read per token" in table and re.search(r"reached \d+% of that", table)
 
 
 def test_bench(model_path):
@@ -103,6 +108,7 @@ def test_bench(model_path):
     assert found["peak_rss_bytes"] < 256 << 20
     assert found["expert_cache"]["hits"] > 0
     assert found["threads"] == 1
+    assert found["storage"] is None  # all experts are in memory
     assert "tokens/s" in output(*args)
 
 

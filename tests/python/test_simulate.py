@@ -70,7 +70,7 @@ def test_hits_are_those_of_the_replay_and_speed_has_its_bounds(trace_path):
         ({"look_ahead": 2.0}, "look_ahead"),
         ({"policy": "fifo"}, "cache_policy"),
         ({"budgets": ["half"]}, "budget"),
-        ({"compute": {}}, "compute.decode_ms_per_token: found nothing"),
+        ({"compute": {}}, r"compute\.\w+: found nothing"),
         ({"compute": {**COMPUTE, "decode_ms_per_token": 0}}, "compute.decode_ms_per_token: found 0"),
         ({"compute": {**COMPUTE, "decode_ms_per_token": -1}}, "compute.decode_ms_per_token: found -1"),
         ({"compute": {**COMPUTE, "threads": 0}}, "compute.threads"),
@@ -103,7 +103,7 @@ def test_command(model_path, trace_path, tmp_path):
     assert lines[2].split() == ["cache", "experts", "share", "storage", "tokens/s", "hits", "waited", "MB/token"]
     assert len(lines) == 3 + 4
     assert lines[3].split()[4:6] == ["1.5GB/s@120us", f"{found['simulations'][0]['decode_tok_s']:.1f}"]
-    for content, words in (("[]", "found list"), ("{", "not JSON"), ("{}", "compute.decode_ms_per_token")):
+    for content, words in (("[]", "found list"), ("{", "not JSON"), ("{}", "compute.threads")):
         measured.write_text(content, encoding="utf-8")
         done = smallthinker(*args)
         assert (done.returncode, done.stdout) == (1, "")

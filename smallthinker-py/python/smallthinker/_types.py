@@ -213,11 +213,21 @@ class Spread(TypedDict):
     max: float
 
 
+class StorageLimit(TypedDict):
+    """What storage allows decoding: the rate at which experts can be read while nothing else is done, the tokens per second
+    at which storage alone would be busy all the time (None if decode read nothing), and the share of that limit reached."""
+
+    bandwidth_bytes_s: float
+    limit_tok_s: Optional[float]
+    limit_share: float
+
+
 class Measurement(TypedDict):
     """What both a benchmark and a profile measured.
 
     Times per token and stages are those of one run. read_bandwidth_bytes_s is the best rate at which this machine reads
-    memory, read_bandwidth_plain_bytes_s that of a plain loop. read_bytes_per_token is what decode read from the file.
+    memory, read_bandwidth_plain_bytes_s that of a plain loop. read_bytes_per_token is what decode read from the file. storage is None
+    if all experts are in memory.
     """
 
     model: str
@@ -239,6 +249,7 @@ class Measurement(TypedDict):
     decode_expert_cache: ExpertCacheStats
     read_bytes_per_token: int
     stall_share: float
+    storage: Optional[StorageLimit]
 
 
 class Benchmark(Measurement):

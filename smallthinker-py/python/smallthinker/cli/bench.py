@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from .._smallthinker import bench
-from .._types import ExpertCacheStats, Measurement
+from .._types import ExpertCacheStats, Measurement, StorageLimit
 from ._options import add_model, load, size, streaming, streams
 from ._progress import bar
 
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"experts    {experts(found['expert_cache'])}")
     if streams(found):
         print(f"reading    {streaming(found)}")
+    if found["storage"] is not None and found["storage"]["limit_tok_s"] is not None:
+        print(f"storage    {limit(found['storage'])}")
     return 0
 
 
@@ -55,6 +57,12 @@ def bandwidth(found: Measurement) -> str:
     decode, best = found["decode_bandwidth_bytes_s"] / 1e9, found["read_bandwidth_bytes_s"] / 1e9
     share = f"{decode:.1f} GB/s, {found['read_bandwidth_share']:.0%} of this machine's {best:.1f} GB/s"
     return f"{share} (a plain loop: {found['read_bandwidth_plain_bytes_s'] / 1e9:.1f} GB/s)"
+
+
+def limit(storage: StorageLimit) -> str:
+    """The speed of decode beside what storage allows."""
+    rate = f"experts can be read at {storage['bandwidth_bytes_s'] / 1e6:.0f} MB/s"
+    return f"{rate}, enough for {storage['limit_tok_s']:.1f} tokens/s; reached {storage['limit_share']:.0%} of that"
 
 
 def experts(cache: ExpertCacheStats) -> str:
