@@ -25,7 +25,8 @@ fn fixture(dtype: DType, down_by_neuron: bool) -> Fixture {
 const GEN_TOKENS: usize = 24;
 
 fn measure(fixture: &Fixture, repetitions: usize, detailed: bool) -> BenchReport {
-    let options = BenchOptions { prompt_tokens: 16, gen_tokens: GEN_TOKENS, repetitions, detailed };
+    let options =
+        BenchOptions { prompt_tokens: 16, gen_tokens: GEN_TOKENS, repetitions, text: None, detailed };
     let mut seen = Vec::new();
     let report = bench::run(&fixture.open(), &options, &CancelFlag::new(), &mut |done, total| {
         seen.push((done, total));
@@ -120,7 +121,8 @@ fn a_model_tells_where_it_skips_neurons() {
 #[test]
 fn a_benchmark_can_be_refused_and_stopped() {
     let model = fixture(DType::Q4_0, false).open();
-    let options = BenchOptions { prompt_tokens: 4, gen_tokens: 4, repetitions: 2, detailed: false };
+    let options =
+        BenchOptions { prompt_tokens: 4, gen_tokens: 4, repetitions: 2, text: None, detailed: false };
     let run = |options: &BenchOptions, go_on: bool| {
         bench::run(&model, options, &CancelFlag::new(), &mut |_, _| go_on)
     };
@@ -132,12 +134,53 @@ fn a_benchmark_can_be_refused_and_stopped() {
 }
 
 #[test]
+fn a_text_is_decoded_as_it_stands() {
+    let fixture = fixture(DType::Q4_0, false);
+    let floor = Model::plan_for(&fixture.path, &ModelOptions::default()).unwrap().floor;
+    // Which experts a small cache misses depends on the tokens.
+    let open = || fixture.open_with(|o| (o.memory_budget, o.look_ahead) = (Some(floor), Some(false)));
+    let options =
+        |text| BenchOptions { prompt_tokens: 4, gen_tokens: 8, repetitions: 1, text, detailed: false };
+    let run = |model: &Model, text| bench::run(model, &options(text), &CancelFlag::new(), &mut |_, _| true);
+    let misses = |text: &[u32]| {
+        let model = open();
+        run(&model, Some(text.to_vec())).unwrap();
+        model.stats().experts.misses
+    };
+    let expected = |text: &[u32]| {
+        let model = open();
+        for _ in ["to warm up", "to measure"] {
+            let mut session = model.session().unwrap();
+            for part in std::iter::once(&text[..4]).chain(text[4..].chunks(1)) {
+                session.append_tokens(part).unwrap();
+                session.evaluate().unwrap();
+            }
+        }
+        model.stats().experts.misses
+    };
+    let texts = [1, 5, 11].map(|step| (0..12).map(|i| 3 + i * step % 40).collect::<Vec<u32>>());
+    let found = texts.each_ref().map(|text| misses(text));
+    assert_eq!(found, texts.each_ref().map(|text| expected(text)));
+    assert!(found.iter().any(|misses| *misses != found[0]), "the texts do not differ: {found:?}");
+
+    for text in [texts[0][..11].to_vec(), vec![u32::MAX; 12]] {
+        assert!(matches!(run(&open(), Some(text)), Err(Error::InvalidArgument { .. })));
+    }
+}
+
+#[test]
 fn reading_experts_is_measured_where_not_all_of_them_fit() {
     let fixture = fixture(DType::Q4_0, false);
     assert_eq!(measure(&fixture, 1, false).storage, None);
     let floor = Model::plan_for(&fixture.path, &ModelOptions::default()).unwrap().floor;
     let model = fixture.open_with(|o| o.memory_budget = Some(floor));
-    let options = BenchOptions { prompt_tokens: 8, gen_tokens: GEN_TOKENS, repetitions: 2, detailed: false };
+    let options = BenchOptions {
+        prompt_tokens: 8,
+        gen_tokens: GEN_TOKENS,
+        repetitions: 2,
+        text: None,
+        detailed: false,
+    };
     let report = bench::run(&model, &options, &CancelFlag::new(), &mut |_, _| true).unwrap();
     let storage = report.storage.expect("not all experts fit");
     assert!(storage.bandwidth > 0.0 && report.read_bytes_per_token > 0, "{storage:?}");

@@ -5,28 +5,33 @@ use pyo3::types::PyDict;
 use smallthinker_core as core;
 use smallthinker_core::CancelFlag;
 use smallthinker_core::bench::{BenchOptions, BenchReport, Spread, StorageReport};
+use smallthinker_core::tokenizer::Specials;
 
 use crate::enter::{self, Progress, Stop};
 use crate::model::Model;
 use crate::{args, dicts};
 
 /// Measures prefill and decode speed of a model with a random prompt, and how much of this machine's memory bandwidth
-/// decoding uses. One run that is not counted comes first. progress is called with (done, total) repetitions.
+/// decoding uses. One run that is not counted comes first. Given a text, its first tokens are the prompt and those after them
+/// are decoded; without one, the decoded tokens are random too. progress is called with (done, total) repetitions.
 #[pyfunction]
-#[pyo3(signature = (model, *, prompt_tokens=512, gen_tokens=128, repetitions=3, progress=None))]
+#[pyo3(signature = (model, *, prompt_tokens=512, gen_tokens=128, repetitions=3, text=None, progress=None))]
 pub(crate) fn bench<'py>(
     py: Python<'py>,
     model: &Model,
     prompt_tokens: i128,
     gen_tokens: i128,
     repetitions: i128,
+    text: Option<&str>,
     progress: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let model = model.handle.model()?;
+    let encode = |text| enter::detached(py, || model.tokenizer().encode(text, Specials::Text));
     let options = BenchOptions {
         prompt_tokens: args::at_least("prompt_tokens", prompt_tokens, 1)?,
         gen_tokens: args::at_least("gen_tokens", gen_tokens, 1)?,
         repetitions: args::at_least("repetitions", repetitions, 1)?,
+        text: text.map(encode).transpose()?,
         detailed: false,
     };
     let report = measure(py, &model, &options, progress)?;
@@ -55,6 +60,7 @@ pub(crate) fn profile<'py>(
         prompt_tokens: args::at_least("prompt_tokens", prompt_tokens, 1)?,
         gen_tokens: args::at_least("gen_tokens", gen_tokens, 1)?,
         repetitions: 1,
+        text: None,
         detailed: true,
     };
     let report = measure(py, &model, &options, None)?;

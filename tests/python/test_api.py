@@ -306,6 +306,11 @@ def test_bench(model):
     assert 0 < found["read_bandwidth_plain_bytes_s"] <= found["read_bandwidth_bytes_s"]
     assert found["load_s"] > 0 and found["time_to_first_token_s"] > 0
     assert found["stages"]["gate_up"]["decode_ms_per_token"] > 0
+    text = "Once upon a time there was a little girl who lived in a village."
+    found = smallthinker.bench(model, prompt_tokens=4, gen_tokens=4, repetitions=1, text=text)
+    assert found["decode_tok_s"]["median"] > 0
+    with pytest.raises(smallthinker.InvalidArgument, match="text: found .* tokens, allowed: 512 or more"):
+        smallthinker.bench(model, prompt_tokens=384, gen_tokens=128, repetitions=1, text=text)
 
 
 def test_profile(model):

@@ -95,7 +95,7 @@ def test_streaming_figures(model, model_path):
     assert "MB read per token" in table and re.search(r"reached \d+% of that", table)
 
 
-def test_bench(model_path):
+def test_bench(model_path, tmp_path):
     args = ["bench", "--model", model_path, "--prompt-tokens", 8, "--gen-tokens", 4, "--repetitions", 2]
     args += ["--threads", 1, "--memory-budget", "1GiB"]
     found = json.loads(output(*args, "--json"))
@@ -110,6 +110,11 @@ def test_bench(model_path):
     assert found["threads"] == 1
     assert found["storage"] is None  # all experts are in memory
     assert "tokens/s" in output(*args)
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl who lived in a village.", encoding="utf-8")
+    assert "tokens/s" in output(*args, "-f", text)
+    done = smallthinker(*args, "-f", text, "--gen-tokens", 500)
+    assert done.returncode == 1 and "text: found" in done.stderr
 
 
 def test_profile(model_path):

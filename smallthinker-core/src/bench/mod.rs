@@ -3,6 +3,9 @@
 //! Before what is measured, the prompt and a few tokens are evaluated once: memory that the system has yet to find and
 //! clear, and caches that are cold, are no part of the figures. llama.cpp's `llama-bench` does the same.
 //!
+//! What is decoded is a given text or random tokens, not what the model would say: left alone after a random prompt, a model
+//! may repeat itself, and then it needs the same experts and neurons over and over.
+//!
 //! Decoding reads every weight it uses once per token, so the share of the machine's read bandwidth that it
 //! reaches says how much is left to gain. Under a budget that does not hold all experts it reads from storage, whose
 //! bandwidth is measured in the same run as well.
@@ -29,6 +32,9 @@ pub struct BenchOptions {
     pub gen_tokens: usize,
     /// How often, at least 1; each time in a new session.
     pub repetitions: usize,
+    /// Tokens of a text to measure with: first the prompt, then what is decoded; at least as many as those two together. `None`:
+    /// random ordinary ones, the same in every run.
+    pub text: Option<Vec<u32>>,
     /// Tell the experts' gate projection from their up projection
     /// ([`Session::set_detailed_timing`](crate::Session::set_detailed_timing)); costs a few percent of the speed.
     pub detailed: bool,
@@ -116,7 +122,7 @@ const SEED: u64 = 20_507_209;
 const WARM_UP_TOKENS: usize = 8;
 /// Measures `model`. `progress` is told the repetitions done and wanted, and returns whether to go on.
 ///
-/// Errors: [`Error::InvalidArgument`] for a count of 0; [`Error::ContextOverflow`]; [`Error::Cancelled`], also when
+/// Errors: [`Error::InvalidArgument`] for a count of 0, for a text that is too short or has other tokens than the model; [`Error::ContextOverflow`]; [`Error::Cancelled`], also when
 /// `cancel` is set; those of a generation.
 pub fn run(
     model: &Model,
@@ -133,7 +139,7 @@ pub fn run(
     if needed > model.context_length() {
         return Err(Error::ContextOverflow { needed, limit: model.context_length() });
     }
-    let prompt = random_tokens(model, prompt_tokens)?;
+    let text = text(model, options)?;
     let threads = model.stats().threads;
     let experts_before = model.stats().experts;
     let mut runs = Vec::new();
@@ -141,17 +147,18 @@ pub fn run(
     let mut storage: Option<f64> = None;
     let mut peak = PeakRss { bytes: None, exact: true };
     let warm_up = BenchOptions { gen_tokens: gen_tokens.min(WARM_UP_TOKENS), ..options.clone() };
-    repetition(model, &prompt, &warm_up, cancel)?;
+    repetition(model, &text, &warm_up, cancel)?;
     for i in 0..repetitions {
-        runs.push(repetition(model, &prompt, options, cancel)?);
+        runs.push(repetition(model, &text, options, cancel)?);
         peak.note();
-        // Between repetitions, so that both figures see the same neighbours on this machine.
-        bandwidth = bandwidth.max(measure_read_bandwidth(threads)?);
-        peak.forget();
+        // Between repetitions, so that all figures see the same neighbours on this machine.
         if !model.inner.cache.is_complete() {
+            // At once: many devices are faster for a while after they have rested, which they do not while decoding.
             let now = storage::measure(&model.inner.cache)?;
             storage = Some(storage.unwrap_or(0.0).max(now));
         }
+        bandwidth = bandwidth.max(measure_read_bandwidth(threads)?);
+        peak.forget();
         if !progress(i + 1, repetitions) {
             return Err(Error::Cancelled);
         }
@@ -197,15 +204,27 @@ fn storage_report(bandwidth: f64, decode: f64, stats: &GenerationStats) -> Stora
     StorageReport { bandwidth, limit, limit_share: decode / limit }
 }
 
-/// One prompt and its continuation in a session of their own.
+/// The prompt and what is decoded.
+fn text(model: &Model, options: &BenchOptions) -> Result<Vec<u32>> {
+    let needed = options.prompt_tokens + options.gen_tokens;
+    let Some(text) = &options.text else { return random_tokens(model, needed) };
+    if text.len() < needed {
+        let allowed = format!("{needed} or more, as prompt_tokens and gen_tokens ask for");
+        return Err(Error::argument("text", format_args!("{} tokens", text.len()), allowed));
+    }
+    Ok(text.clone())
+}
+
+/// A prompt and what follows it in a session of their own.
 fn repetition(
     model: &Model,
-    prompt: &[u32],
+    text: &[u32],
     options: &BenchOptions,
     cancel: &CancelFlag,
 ) -> Result<GenerationStats> {
     let mut session = model.session()?;
     session.set_detailed_timing(options.detailed);
+    let (prompt, decoded) = text.split_at(options.prompt_tokens.min(text.len()));
     session.append_tokens(prompt)?;
     // The first token comes from the prompt's evaluation; each further one takes one step of decoding.
     let mut options = GenerateOptions::max_tokens(options.gen_tokens + 1);
@@ -214,13 +233,17 @@ fn repetition(
         return Err(Error::Cancelled); // starting would reset the flag
     }
     session.set_cancel_flag(cancel.clone());
-    let mut generation = session.generate(options)?;
-    for piece in generation.by_ref() {
+    let mut generator = session.start(options)?;
+    let mut decoded = decoded.iter();
+    while let Some(piece) = generator.step(&mut session) {
         piece?;
+        if let Some(token) = decoded.next() {
+            session.replace_last(*token)?;
+        }
     }
-    match generation.finish_reason() {
+    match generator.finish_reason() {
         Some(FinishReason::Cancelled) => Err(Error::Cancelled),
-        _ => Ok(generation.stats().clone()),
+        _ => Ok(generator.stats().clone()),
     }
 }
 

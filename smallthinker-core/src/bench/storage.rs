@@ -9,7 +9,7 @@ use crate::experts::ExpertCache;
 use crate::sample::SplitMix64;
 
 /// How long a measurement reads.
-const TIME: Duration = Duration::from_millis(500);
+const TIME: Duration = Duration::from_secs(1);
 
 /// Bytes per second that the cache's number of threads reads of experts' pieces, picked at random, in the way that the
 /// cache reads them, without rearranging or keeping what they read.

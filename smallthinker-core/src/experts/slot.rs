@@ -54,9 +54,7 @@ pub(super) struct Loading {
 #[derive(Default)]
 struct Awaited {
     layer: usize,
-    /// Tokens of the pass.
-    tokens: usize,
-    /// Of them, those that chose each expert; 0 once it was acquired.
+    /// Of the pass's tokens, those that chose each expert; 0 once it was acquired.
     uses: Vec<u32>,
 }
 
@@ -81,13 +79,8 @@ pub(super) struct State {
     free: Vec<Slot>,
     /// Slots of a larger budget, their memory given back.
     retired: Vec<Slot>,
-    /// Turns of layers so far.
-    turns: u64,
-    /// When each expert was chosen last, in turns; `[layer][expert]`.
-    last_use: Vec<u64>,
     /// Experts that were read for a guess and have not been used since.
     guessed: Vec<ExpertId>,
-    layers: usize,
     /// Nothing more is to be read.
     pub(super) closed: bool,
 }
@@ -105,10 +98,7 @@ impl State {
             ready: 0,
             free: new_slots(slots, index)?,
             retired: Vec::new(),
-            turns: 0,
-            last_use: vec![0; index.layers.len() * index.n_experts],
             guessed: Vec::new(),
-            layers: index.layers.len(),
             closed: false,
         })
     }
@@ -121,15 +111,11 @@ impl State {
         tokens: usize,
         choices: impl Iterator<Item = usize>,
     ) {
-        self.turns += 1;
-        (self.awaited.layer, self.awaited.tokens) = (layer, tokens);
+        self.awaited.layer = layer;
         self.awaited.uses.clear();
         self.awaited.uses.resize(n_experts, 0);
         choices.for_each(|expert| self.awaited.uses[expert] += 1);
         self.policy.turn(layer, tokens, &self.awaited.uses);
-        for (expert, _) in self.awaited.uses.iter().enumerate().filter(|(_, uses)| **uses > 0) {
-            self.last_use[layer * n_experts + expert] = self.turns;
-        }
         self.settle_guesses(layer);
     }
 
@@ -196,7 +182,7 @@ impl State {
 
     /// Takes the slot of an expert that is not held and that the pass in progress will not need, in this layer or, as far as
     /// it has been guessed, in the next. If the need is `Urgent`, rather than none that of the expert that the pass needs
-    /// last. For what a single token is guessed to need, none that has been used within a token.
+    /// last.
     fn evict(&mut self, urgency: Urgency) -> Option<Slot> {
         let (entries, awaited, guessed) = (&self.entries, &self.awaited, &self.guessed);
         // The lock is held, and clones are made only under it: a count of one stays one.
@@ -204,14 +190,7 @@ impl State {
             Some(Entry::Ready(slot)) => Arc::strong_count(slot) == 1,
             _ => false,
         };
-        // A prompt needs nearly all of a layer, so of it guesses are as good as choices.
-        let only_stale = urgency == Urgency::Guess && awaited.tokens == 1;
-        let (token_ago, n_experts) = (self.turns.saturating_sub(self.layers as u64), awaited.uses.len());
-        let stale = |&(layer, expert): &ExpertId| {
-            let last_use = self.last_use.get(layer * n_experts + expert).copied();
-            !only_stale || last_use.is_none_or(|turn| turn <= token_ago)
-        };
-        let may_go = |id| idle(&id) && !awaited.contains(id) && !guessed.contains(&id) && stale(&id);
+        let may_go = |id| idle(&id) && !awaited.contains(id) && !guessed.contains(&id);
         let victim = self.policy.victim(&may_go).or_else(|| {
             // Experts are computed in the order of their numbers.
             let of_layer = (0..awaited.uses.len()).rev().map(|expert| (awaited.layer, expert));

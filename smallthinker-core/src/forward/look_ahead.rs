@@ -5,6 +5,11 @@ use crate::Result;
 use crate::forward::clock::Stage;
 use crate::forward::{Pass, Scratch};
 
+/// Of the choices guessed for a single token, those that are read in advance.
+pub(crate) fn guesses_of_one_token(top_k: usize) -> usize {
+    top_k.div_ceil(2)
+}
+
 impl Pass<'_> {
     /// Applies the router of the layer after `layer` to the residual stream as it is after attention, that is without
     /// what the experts of `layer` are still to add, and starts reading what it chooses.
@@ -20,6 +25,12 @@ impl Pass<'_> {
         let done = self.apply_router(next, s);
         std::mem::swap(&mut s.choices, &mut s.guesses);
         done?;
+        if s.guesses.len() == self.h.top_k {
+            // Of one token, the surest half: enough to keep storage busy until the layer's turn, and seldom read in vain. Of a
+            // prompt's tokens, nearly all experts will be needed.
+            s.guesses.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert)));
+            s.guesses.truncate(guesses_of_one_token(self.h.top_k));
+        }
         self.guess.extend(s.guesses.iter().map(|c| c.expert));
         self.guess.sort_unstable();
         self.guess.dedup();

@@ -6,7 +6,7 @@ mod head;
 pub(crate) mod kv_cache;
 pub(crate) mod kv_page;
 mod linear;
-mod look_ahead;
+pub(crate) mod look_ahead;
 mod moe;
 mod moe_batch;
 mod moe_packed;

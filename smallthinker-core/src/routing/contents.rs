@@ -20,9 +20,6 @@ pub(super) struct Contents<'t> {
     uses: Vec<u32>,
     /// Which are being computed.
     held: Vec<bool>,
-    /// Turns of layers so far, and of each expert the last in which it was chosen.
-    turns: u64,
-    last_use: Vec<u64>,
     /// Experts that were requested for a layer whose turn has not come.
     guessed: Vec<ExpertId>,
     pub(super) counts: Accesses,
@@ -38,8 +35,6 @@ impl<'t> Contents<'t> {
             layer: 0,
             uses: vec![0; shape.n_experts],
             held: vec![false; shape.n_experts],
-            turns: 0,
-            last_use: vec![0; shape.experts()],
             guessed: Vec::new(),
             counts: Accesses::default(),
             look_ahead: LookAheadStats::default(),
@@ -69,13 +64,11 @@ impl<'t> Contents<'t> {
     }
 
     fn note_turn(&mut self, layer: usize, choices: &[u32]) {
-        (self.layer, self.turns) = (layer, self.turns + 1);
+        self.layer = layer;
         self.uses.fill(0);
         self.held.fill(false);
         for &expert in choices {
             self.uses[expert as usize] += 1;
-            let i = self.number((layer, expert as usize));
-            self.last_use[i] = self.turns;
         }
     }
 
@@ -187,19 +180,15 @@ impl<'t> Contents<'t> {
         true
     }
 
-    /// Frees a slot by the engine's rules: none of what is held, on its way, chosen or guessed; for a guess none that was
-    /// used within a token; if the need is `Urgent`, rather than none what was guessed or is needed last.
+    /// Frees a slot by the engine's rules: none of what is held, on its way, chosen or guessed; if the need is `Urgent`, rather
+    /// than none what was guessed or is needed last.
     fn evict(&mut self, urgency: Urgency) -> bool {
         let shape = self.cache.shape;
-        let (layer, layers, n) = (self.layer, shape.layers() as u64, shape.n_experts);
+        let (layer, n) = (self.layer, shape.n_experts);
         let (parts, held, uses) = (&self.missing_parts, &self.held, &self.uses);
         let idle = |(l, e): ExpertId| parts[l * n + e] == 0 && !(l == layer && held[e]);
-        let token_ago = self.turns.saturating_sub(layers);
-        let stale = |(l, e): ExpertId| urgency != Urgency::Guess || self.last_use[l * n + e] <= token_ago;
         let guessed = &self.guessed;
-        let may_go = |id: ExpertId| {
-            idle(id) && !(id.0 == layer && uses[id.1] > 0) && !guessed.contains(&id) && stale(id)
-        };
+        let may_go = |id: ExpertId| idle(id) && !(id.0 == layer && uses[id.1] > 0) && !guessed.contains(&id);
         let inside = &self.cache.inside;
         let victim = self.cache.policy.victim(&may_go).or_else(|| {
             let of_layer = (0..n).rev().map(|expert| (layer, expert));

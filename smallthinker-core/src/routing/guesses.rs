@@ -1,6 +1,7 @@
 //! Guesses of the next layer's choices, of a set quality: a trace has none of its own.
 
 use super::trace::{PassKind, Trace, TracedPass};
+use crate::forward::look_ahead::guesses_of_one_token;
 use crate::sample::SplitMix64;
 
 /// Draws guesses from a generator that always begins in the same state.
@@ -21,12 +22,17 @@ impl<'t> Guesses<'t> {
         Guesses { trace, decoded, share, random: SplitMix64::new(0) }
     }
 
-    /// Guesses of `choices`, the choices of a token in `layer`: each of them, or instead of it what some other token has
-    /// chosen there. In ascending order.
+    /// Guesses of `choices`, the choices of a token in `layer`, as many of them as the engine makes: each of a random half of
+    /// them, or instead of it what some other token has chosen there. In ascending order.
     pub(super) fn of(&mut self, layer: usize, choices: &[u32]) -> Vec<usize> {
+        let wanted = guesses_of_one_token(choices.len());
+        let mut sure = choices.to_vec();
+        while sure.len() > wanted {
+            sure.swap_remove((self.random.next_unit() * sure.len() as f64) as usize);
+        }
         let mut guesses: Vec<u32> =
-            choices.iter().copied().filter(|_| self.random.next_unit() < self.share).collect();
-        for _ in 0..choices.len() - guesses.len() {
+            sure.into_iter().filter(|_| self.random.next_unit() < self.share).collect();
+        for _ in guesses.len()..wanted {
             let other = (0..TRIES).map(|_| self.other(layer));
             let wrong = |&expert: &u32| !choices.contains(&expert) && !guesses.contains(&expert);
             let found = other.flatten().find(wrong);

@@ -72,7 +72,7 @@ pub struct SimOptions {
     pub readers: usize,
     /// Bytes per second that one of them rearranges on a processor of its own, above 0; may be infinite.
     pub pack_bytes_per_second: f64,
-    /// Looking ahead: the share of a layer's choices that are guessed right before its turn, 0 to 1. Wrong guesses are
+    /// Looking ahead: the share of guesses, half as many as a layer's choices, that are right, 0 to 1. Wrong guesses are
     /// experts that other tokens have chosen there, the frequent ones more often. `None`: not looking ahead.
     pub look_ahead: Option<f64>,
 }

@@ -152,6 +152,15 @@ impl Session {
         Ok(())
     }
 
+    /// Makes the last token, which must not be evaluated yet, another one.
+    pub(crate) fn replace_last(&mut self, token: u32) -> Result<()> {
+        Pass::check_tokens(self.model.hparams(), "text", [token].into_iter())?;
+        if let Some(last) = self.tokens.last_mut() {
+            *last = token;
+        }
+        Ok(())
+    }
+
     /// Makes the conversation `messages`, rendered by the model's chat template and ready for the
     /// assistant's turn. What it shares with the conversation so far is not evaluated again.
     ///

@@ -278,6 +278,7 @@ def bench(
     prompt_tokens: int = 512,
     gen_tokens: int = 128,
     repetitions: int = 3,
+    text: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Benchmark: ...
 def profile(model: Model, *, prompt_tokens: int = 128, gen_tokens: int = 64) -> Profile: ...

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._smallthinker import bench
 from .._types import ExpertCacheStats, Measurement, StorageLimit
-from ._options import add_model, load, size, streaming, streams
+from ._options import add_model, load, read_text, size, streaming, streams
 from ._progress import bar
 
 
@@ -18,6 +18,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512, metavar="P", help="default: %(default)s")
     parser.add_argument("--gen-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=3, metavar="R", help="default: %(default)s")
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", help="a text, in UTF-8, to read and decode (default: random tokens)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_model(parser)
     parser.set_defaults(run=run)
@@ -31,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
             prompt_tokens=args.prompt_tokens,
             gen_tokens=args.gen_tokens,
             repetitions=args.repetitions,
+            text=None if args.file is None else read_text(args.file),
             progress=progress,
         )
     if args.json:
