@@ -79,11 +79,10 @@ impl Plan {
         Ok(Plan { budget, expert_slots, ..self.clone() })
     }
 
-    /// Bytes of a budget that go to expert slots: a session's cache may grow to a quarter of the rest before experts get
-    /// more.
+    /// Bytes of a budget that go to expert slots: all but what one session begins with. What sessions need later they take from
+    /// slots.
     fn for_slots(&self, budget: u64) -> u64 {
-        let rest = budget.saturating_sub(self.fixed()).saturating_sub(self.scratch);
-        rest.saturating_sub(self.kv_full_context.min(rest / 4).max(self.kv_first_page))
+        budget.saturating_sub(self.fixed()).saturating_sub(self.scratch).saturating_sub(self.kv_first_page)
     }
 }
 
