@@ -16,8 +16,8 @@ use super::neurons::some_rows;
 const BLOCK: usize = 64;
 /// Blocks that a task estimates at least.
 const BLOCKS: usize = 4;
-/// Error that an estimate may have, in units of `scale · |z|`: about four standard deviations.
-const MARGIN: f32 = 2.6;
+/// Error that an estimate may have, in standard deviations.
+const MARGIN: f32 = 4.0;
 
 /// Estimates of 64 rows.
 #[derive(Clone, Copy)]
@@ -50,13 +50,13 @@ impl Picker {
         vocab.div_ceil(BLOCK) * size_of::<Block>() + 8 * vocab
     }
 
-    /// Estimates from a sketch, for a state with the coordinates `z`.
+    /// Estimates from a sketch, for the state `x` with the coordinates `z`.
     pub(super) fn estimate(
         &mut self,
         team: &Team<'_>,
         kernels: &Kernels,
         sketch: &Sketch,
-        z: &[f32],
+        (x, z): (&[f32], &[f32]),
         vocab: usize,
     ) -> Result<()> {
         let step = z.iter().fold(0.0f32, |most, z| if z.abs() > most || z.is_nan() { z.abs() } else { most })
@@ -67,7 +67,8 @@ impl Picker {
         let codes = self.codes.as_flattened_mut();
         codes.iter_mut().zip(z).for_each(|(code, z)| *code = (z * inverse).round() as i8);
         // A state that is not finite: every row may be the largest.
-        self.error = if step.is_finite() { MARGIN * kernels.dot_f32(z, z)?.sqrt() } else { f32::INFINITY };
+        let deviation = sketch.deviation(kernels.dot_f32(x, x)?, kernels.dot_f32(z, z)?);
+        self.error = if step.is_finite() { MARGIN * deviation } else { f32::INFINITY };
         let (codes, error) = (&self.codes, self.error);
         fill(&mut self.blocks, team, vocab, &|rows, block| {
             let mut products = [0i32; BLOCK];

@@ -65,7 +65,7 @@ impl Pass<'_> {
                 picker.pick_positive();
             }
             Predictor::Sketch(p) => {
-                picker.estimate(self.team, self.kernels, p, &s.coordinates, vocab)?;
+                picker.estimate(self.team, self.kernels, p, (&s.norm, &s.coordinates), vocab)?;
                 picker.pick_best();
             }
         }

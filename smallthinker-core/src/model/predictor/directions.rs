@@ -24,6 +24,8 @@ const SEED: u64 = 0x5eed_0f5e_ed0f;
 pub(super) struct Directions {
     /// The mean of the sample.
     pub(super) mean: Vec<f32>,
+    /// Mean square of the distance from it.
+    pub(super) variance: f64,
     /// `[count][cols]`, orthonormal; zero where there are no more directions.
     pub(super) rows: Vec<f32>,
 }
@@ -37,7 +39,8 @@ pub(super) fn find(
     cancel: &CancelFlag,
 ) -> Result<Directions> {
     let cols = matrix.cols;
-    let (mean, covariance) = covariance(matrix, kernels, team)?;
+    let (mean, covariance, n) = covariance(matrix, kernels, team)?;
+    let variance = (0..cols).map(|i| f64::from(covariance[i * cols + i])).sum::<f64>() / n.max(1) as f64;
     let mut random = SplitMix64::new(SEED);
     let mut rows: Vec<f32> = (0..count * cols).map(|_| random.next_unit() as f32 - 0.5).collect();
     let mut next = vec![0.0; rows.len()];
@@ -48,11 +51,15 @@ pub(super) fn find(
         orthonormalise(&mut rows, cols, kernels, team)?;
     }
     turn(&mut rows, cols, &mut random);
-    Ok(Directions { mean, rows })
+    Ok(Directions { mean, variance, rows })
 }
 
-/// Mean and covariance (times the number of rows) of rows that lie evenly in the matrix.
-fn covariance(matrix: &Matrix<'_>, kernels: &Kernels, team: &Team<'_>) -> Result<(Vec<f32>, Vec<f32>)> {
+/// Mean and covariance (times the number of rows) of rows that lie evenly in the matrix, and their number.
+fn covariance(
+    matrix: &Matrix<'_>,
+    kernels: &Kernels,
+    team: &Team<'_>,
+) -> Result<(Vec<f32>, Vec<f32>, usize)> {
     let cols = matrix.cols;
     let n = matrix.rows.min(SAMPLE.max(SAMPLE_PER_COLUMN * cols));
     let mut sample = vec![0.0f32; n * cols];
@@ -91,7 +98,7 @@ fn covariance(matrix: &Matrix<'_>, kernels: &Kernels, team: &Team<'_>) -> Result
             covariance[i * cols + j] = covariance[j * cols + i];
         }
     }
-    Ok((mean, covariance))
+    Ok((mean, covariance, n))
 }
 
 /// `out[i][j]` = row `i` of `a` · row `j` of `b`; rows have `cols` elements.

@@ -21,6 +21,8 @@ use crate::tensor::matrix::Matrix;
 use crate::tiles::tiles;
 use crate::{Error, Result};
 
+/// The standard deviation of an estimate's error within the directions, in units of `scale · |z|`, is about this at most.
+const WITHIN: f32 = 0.65;
 /// Share of the head's bytes, in thousandths, that a sketch with its least exact rows may read.
 const SHARE: usize = 135;
 /// The number of directions is a multiple of this: whole bytes of signs, at places that are no trouble to read.
@@ -44,6 +46,8 @@ pub(crate) struct Sketch {
     scales: Vec<f32>,
     /// Directions.
     count: usize,
+    /// Mean square of a row's coordinate along a direction that was left out, in units of its `scale`².
+    outside: f32,
 }
 
 /// Number of directions: the most that stay within [`SHARE`] of `head` bytes, one step at least.
@@ -131,13 +135,20 @@ impl Sketch {
             })?;
         }
         let scales = scales(&sums, &mut codes);
+        let outside = outside(&sums, found.variance, hidden - count.min(hidden));
         let directions =
             Resident::from_values(direction_type(hidden), &found.rows, count, hidden, &mut arena)?;
-        Ok(Sketch { directions, mean: found.mean, signs, codes, scales, count })
+        Ok(Sketch { directions, mean: found.mean, signs, codes, scales, count, outside })
     }
 
     pub(super) fn bytes(&self) -> u64 {
         (self.signs.len() + self.codes.len()) as u64 + self.directions.bytes()
+    }
+
+    /// The standard deviation of an estimate's error per unit of the row's scale, for a state of the squared length `x2` whose
+    /// coordinates have the squared length `z2`: of the signs, and of what the directions leave out.
+    pub(crate) fn deviation(&self, x2: f32, z2: f32) -> f32 {
+        (WITHIN * WITHIN * z2 + self.outside * (x2 - z2).max(0.0)).sqrt()
     }
 
     /// Bytes of a row's signs.
@@ -154,6 +165,21 @@ impl Sketch {
     pub(crate) fn scales(&self, from: usize, to: usize) -> impl Iterator<Item = f32> {
         self.codes.get(from..to).unwrap_or(&[]).iter().map(|&code| self.scales[usize::from(code)])
     }
+}
+
+/// What `Sketch::outside` says, of the rows' sums, the mean square of their distance from the mean, and the number of directions
+/// that were left out.
+fn outside(sums: &[[f32; 2]], variance: f64, left_out: usize) -> f32 {
+    let mean = |value: &dyn Fn(f64, f64) -> f64| {
+        let values = sums.iter().map(|[squares, magnitudes]| value((*squares).into(), (*magnitudes).into()));
+        values.sum::<f64>() / sums.len().max(1) as f64
+    };
+    let within = mean(&|squares, _| squares);
+    let scales =
+        mean(&|squares, magnitudes| if magnitudes > 0.0 { (squares / magnitudes).powi(2) } else { 0.0 });
+    let outside = (variance - within).max(0.0) / left_out.max(1) as f64 / scales;
+    // Of rows that are all the same, or not finite.
+    if outside.is_finite() { outside as f32 } else { 0.0 }
 }
 
 /// `squares / magnitudes` of each row, rounded to one of 255 values in equal proportions, or to zero.
