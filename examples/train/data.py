@@ -1,74 +1,214 @@
-"""Documents for training and evaluation: stories, pages of sums, conversations.
+"""Documents of six domains and their token rows, for training and evaluation.
 
-Deterministic in (split, seed). Training and held-out documents come from disjoint seeds, and held-out sums from
-operand pairs that training never sees.
+stories, maths and chat are generated, without end; prose and code are the real text of corpora.py; spanish is half and
+half. Everything is deterministic in (split, seed). Training and held-out documents come from disjoint seeds and disjoint
+works, and held-out sums from operand pairs that training never sees.
 
-    python data.py --show 5                     # look at some documents
-    python data.py --documents 100000 --out corpus.txt
+    python data.py --show 5 --domain chat                              # look at some documents
+    python data.py --shards run/shards --tokenizer run/tokenizer.json --length 513 --workers 16
 """
 import argparse
+import hashlib
+import itertools
+import os
 import random
 
+import numpy as np
+
 import chat
+import corpora
+import spanish
 import stories
+import tasks
+from grammar import fill, pick
+from words import in_words
 
 END = "<|endoftext|>"
-DOMAINS = {"stories": 0.12, "sums": 0.20, "chat": 0.68}  # shares of documents; stories are the longest
+DOMAINS = {"stories": 0.18, "prose": 0.17, "maths": 0.15, "chat": 0.32, "code": 0.09, "spanish": 0.09}  # of the rows
+CHAT_MIX = {"chat": 1.0}
+LONG_MIX = {"stories": 0.10, "prose": 0.35, "maths": 0.05, "chat": 0.30, "code": 0.12, "spanish": 0.08}
+MIXES = {"pretrain": DOMAINS, "chat": CHAT_MIX, "long": LONG_MIX}
+REAL = {"prose": 1.0, "code": 1.0, "spanish": 0.5}  # share of rows that are windows of real text
 PROMPT_WEIGHT = 0.2  # in the loss, what a user or system says counts less than what the model should say
 SPLITS = ("train", "heldout")
+CORPORA = os.environ.get("SMALLTHINKER_CORPORA") or os.path.join(os.path.dirname(os.path.abspath(__file__)), "run/corpora")
 
 
-def document(rng, domain, held_out):
-    """One document of a domain."""
+def maths_page(rng, held_out):
+    """A plain document of sums and worked problems, one a line."""
+    lines = []
+    for _ in range(pick(rng, (1, 2, 4, 8))):
+        r = rng.random()
+        sign = pick(rng, "++--x")
+        if r < 0.6:
+            lines.append(tasks.worked(*(ab := tasks.operands(rng, sign, held_out))[:1], sign, ab[1]))
+        elif r < 0.68:
+            a, b = tasks.operands(rng, sign, held_out)
+            word, result = tasks.SIGNS[sign]
+            lines.append(f"{in_words(a).capitalize()} {word} {in_words(b)} is {in_words(result(a, b))}.")
+        else:
+            q, a = tasks.TASKS[pick(rng, tasks.SUMS)](rng, held_out)
+            lines.append(f"Question: {q}\nAnswer: {a}")
+    return "\n".join(lines)
+
+
+def generated(rng, domain, held_out, long=False):
+    """One generated document of a domain."""
     if domain == "stories":
-        return stories.story(rng)
-    if domain == "sums":
-        return chat.sums_page(rng, held_out)
-    return chat.conversation(rng, held_out)
+        return stories.story(rng) if not long else stories.long_story(rng)
+    if domain == "maths":
+        return "\n".join(maths_page(rng, held_out) for _ in range(12 if long else 1))
+    if domain == "chat":
+        return chat.long_conversation(rng, held_out) if long and rng.random() < 0.7 else chat.conversation(rng, held_out)
+    return spanish.story(rng)
 
 
-def documents(split, seed=0, domain=None):
-    """Endless (domain, text) pairs; with `domain` only that one."""
+def documents(split, seed=0, domain=None, long=False):
+    """Endless (domain, text) pairs; with `domain` only that one. Real works come whole, in shuffled order."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, must be one of {SPLITS}")
     rng = random.Random(f"smallthinker/{split}/{seed}/{domain}")
-    names, weights = list(DOMAINS), list(DOMAINS.values())
+    names, shares = list(DOMAINS), list(DOMAINS.values())
+    works = {}
     while True:
-        chosen = domain or rng.choices(names, weights)[0]
-        yield chosen, document(rng, chosen, split == "heldout")
+        chosen = domain or rng.choices(names, shares)[0]
+        if rng.random() < REAL.get(chosen, 0):
+            if not works.get(chosen):
+                works[chosen] = [d["text"] for d in corpora.load(chosen, split, CORPORA)]
+                rng.shuffle(works[chosen])
+            yield chosen, works[chosen].pop()
+        else:
+            yield chosen, generated(rng, chosen, split == "heldout", long)
 
 
-def rows(tokenizer, split, seed, length, n_rows, domain=None):
-    """Token ids, a list of n_rows lists of `length`. <|endoftext|> joins documents; each row starts with a new one.
+def tokenizer_texts(n_bytes=3_000_000, seed=1):
+    """Training texts for the tokenizer, about n_bytes of each domain in turn, long works cut into pieces."""
+    for domain in DOMAINS:
+        size = 0
+        for _, text in documents("train", seed, domain):
+            for start in range(0, len(text), 4000):
+                piece = text[start: start + 4000]
+                size += len(piece.encode())
+                yield piece
+            if size > n_bytes:
+                break
 
-    Starting each row at a document keeps position 0 what a user's prompt will be. The rest of a document that does not
-    fit its row is dropped.
-    """
+
+def real_tokens(tokenizer, domain, split):
+    """All real text of a domain as one uint16 stream, works joined by <|endoftext|>; encoded once, then kept in a file."""
+    key = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:8]
+    path = os.path.join(CORPORA, f"{domain}.{split}.{key}.npy")
+    if not os.path.exists(path):
+        texts = [d["text"] + END for d in corpora.load(domain, split, CORPORA)]
+        order = random.Random(f"smallthinker/{domain}")
+        order.shuffle(texts)
+        ids = np.concatenate([np.asarray(e.ids, np.uint16) for e in tokenizer.encode_batch(texts)])
+        np.save(f"{path}.{os.getpid()}.npy", ids)
+        os.replace(f"{path}.{os.getpid()}.npy", path)
+    return np.load(path, mmap_mode="r")
+
+
+def windows(stream, seed, length, n_rows):
+    """Rows `seed * n_rows` and following of an endless series of windows: every epoch covers the stream once, in another
+    order and from another start."""
+    count = (len(stream) - length) // length
+    out = np.empty((n_rows, length), np.uint16)
+    epoch = None
+    for r in range(n_rows):
+        e, k = divmod(seed * n_rows + r, count)
+        if e != epoch:
+            rng, epoch = np.random.default_rng([e, length]), e
+            start, order = rng.integers(length), rng.permutation(count)
+        at = start + order[k] * length
+        out[r] = stream[at: at + length]
+    return out
+
+
+def generated_rows(tokenizer, split, seed, length, n_rows, domain, long=False):
+    """Rows of generated documents joined by <|endoftext|>; each row starts with a new one, so that position 0 is what a
+    user's prompt will be; what does not fit is dropped."""
     end = tokenizer.token_to_id(END)
-    source = documents(split, seed, domain)
-    out, row = [], []
-    while len(out) < n_rows:
-        batch = [next(source)[1] for _ in range(512)]
-        for encoded in tokenizer.encode_batch(batch):
-            row += encoded.ids + [end]
+    rng = random.Random(f"smallthinker/{split}/{seed}/{domain}/rows")
+    held_out = split == "heldout"
+    out = np.empty((n_rows, length), np.uint16)
+    done, row = 0, []
+    while done < n_rows:
+        batch = [generated(rng, domain, held_out, long) for _ in range(256)]
+        for encoded in tokenizer.encode_batch_fast(batch):
+            row += encoded.ids
+            row.append(end)
             if len(row) >= length:
-                out.append(row[:length])
-                row = []
-    return out[:n_rows]
+                out[done] = row[:length]
+                done, row = done + 1, []
+                if done == n_rows:
+                    break
+    return out
 
 
-def loss_weights(tokenizer, row):
-    """Weight of each token of a row as a target: PROMPT_WEIGHT inside user and system turns, else 1."""
+def rows(tokenizer, split, seed, length, n_rows, domain, long=False):
+    """Token ids of one domain, uint16 [n_rows, length]."""
+    n_real = round(n_rows * REAL.get(domain, 0))
+    parts = []
+    if n_real:
+        parts.append(windows(real_tokens(tokenizer, domain, split), seed, length, n_real))
+    if n_real < n_rows:
+        parts.append(generated_rows(tokenizer, split, seed, length, n_rows - n_real, domain, long))
+    return np.random.default_rng(seed).permutation(np.concatenate(parts)) if len(parts) > 1 else parts[0]
+
+
+def loss_weights(tokenizer, rows, prompt=PROMPT_WEIGHT):
+    """float32 [n, length]: weight of each token as a target, `prompt` from <|im_start|> of a user or system turn to its
+    <|im_end|> and in '<|im_start|>assistant\\n', else 1."""
+    rows = np.asarray(rows)
     start, stop = tokenizer.token_to_id("<|im_start|>"), tokenizer.token_to_id("<|im_end|>")
-    assistant = tokenizer.encode("assistant").ids[0]
-    weights, prompt = [], False
-    for i, token in enumerate(row):
-        if token == start:
-            prompt = i + 1 < len(row) and row[i + 1] != assistant
-        weights.append(PROMPT_WEIGHT if prompt else 1.0)
-        if token == stop:
-            prompt = False
-    return weights
+    head = tokenizer.encode("<|im_start|>assistant\n").ids
+    at = np.arange(rows.shape[1])
+    is_start = rows == start
+    answer = is_start.copy()
+    for k, token in enumerate(head[1:], 1):
+        answer[:, :-k] &= rows[:, k:] == token
+    last = lambda mask: np.maximum.accumulate(np.where(mask, at, -1), 1)
+    opened, answered, stopped = last(is_start), last(answer), last(rows == stop)
+    stopped = np.concatenate([np.full((len(rows), 1), -1), stopped[:, :-1]], 1)  # <|im_end|> itself belongs to the turn
+    in_turn = opened > stopped
+    in_answer = in_turn & (opened == answered) & (at - opened >= len(head))
+    return np.where(in_turn & ~in_answer, np.float32(prompt), np.float32(1))
+
+
+def _shard(job):
+    path, tokenizer_path, split, seed, length, n_rows, domain, long = job
+    from tokenizers import Tokenizer
+    array = rows(Tokenizer.from_file(tokenizer_path), split, seed, length, n_rows, domain, long)
+    np.save(path + ".tmp.npy", array)
+    os.replace(path + ".tmp.npy", path)
+    return path
+
+
+def write_shards(folder, tokenizer_path, length, n_rows, workers, mix, count=None, split="train", first=0):
+    """Write `DIR/{domain}.{i:05d}.npy`, uint16 [n_rows, length], with a pool of processes, so that every domain grows in
+    proportion to its share. Yields paths, without end if `count` is None. File i of a domain depends on i alone."""
+    import multiprocessing
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+    os.makedirs(folder, exist_ok=True)
+    shares = MIXES[mix]
+    for domain in set(shares) & set(REAL):
+        real_tokens(Tokenizer.from_file(tokenizer_path), domain, split)
+
+    def jobs():
+        made = {d: 0 for d in shares}
+        for _ in itertools.count() if count is None else range(count):
+            domain = min(made, key=lambda d: (made[d] + 0.5) / shares[d])
+            seed = first + made[domain]
+            path = os.path.join(folder, f"{domain}.{seed:05}.npy")
+            made[domain] += 1
+            if not os.path.exists(path):
+                yield path, tokenizer_path, split, seed, length, n_rows, domain, mix == "long"
+
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        source = jobs()
+        while block := list(itertools.islice(source, 4 * workers)):
+            yield from pool.imap_unordered(_shard, block)
 
 
 def main():
@@ -76,19 +216,24 @@ def main():
     ap.add_argument("--split", default="train", choices=SPLITS)
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--domain", choices=list(DOMAINS))
+    ap.add_argument("--long", action="store_true")
     ap.add_argument("--show", type=int, default=5, help="print this many documents")
-    ap.add_argument("--documents", type=int, help="write this many documents to --out")
-    ap.add_argument("--out", default="corpus.txt")
+    ap.add_argument("--shards", metavar="DIR", help="write shards of token rows there instead")
+    ap.add_argument("--tokenizer", default="run/tokenizer.json")
+    ap.add_argument("--length", type=int, default=513)
+    ap.add_argument("--rows", type=int, default=1024)
+    ap.add_argument("--workers", type=int, default=os.cpu_count())
+    ap.add_argument("--mix", default="pretrain", choices=list(MIXES))
+    ap.add_argument("--count", type=int, help="number of shards of all domains together; without it, until stopped")
     a = ap.parse_args()
-    source = documents(a.split, a.seed, a.domain)
-    if a.documents:
-        with open(a.out, "w", encoding="utf-8") as f:
-            for _ in range(a.documents):
-                f.write(next(source)[1] + END + "\n")
+    if a.shards:
+        for path in write_shards(a.shards, a.tokenizer, a.length, a.rows, a.workers, a.mix, a.count, a.split, a.seed):
+            print(path, flush=True)
         return
+    source = documents(a.split, a.seed, a.domain, a.long)
     for _ in range(a.show):
         domain, text = next(source)
-        print(f"--- {domain}\n{text}\n")
+        print(f"--- {domain}\n{text[:3000]}\n")
 
 
 if __name__ == "__main__":
