@@ -5,7 +5,7 @@ half. Everything is deterministic in (split, seed). Training and held-out docume
 works, and held-out sums from operand pairs that training never sees.
 
     python data.py --show 5 --domain chat                              # look at some documents
-    python data.py --shards run/shards --tokenizer run/tokenizer.json --length 513 --workers 16
+    python data.py --shards run/shards --plan pretrain:513 long:2049:16e6 chat:513:30e6 --workers 16
 """
 import argparse
 import hashlib
@@ -25,7 +25,7 @@ from words import in_words
 
 END = "<|endoftext|>"
 DOMAINS = {"stories": 0.18, "prose": 0.17, "maths": 0.15, "chat": 0.32, "code": 0.09, "spanish": 0.09}  # of the rows
-CHAT_MIX = {"chat": 1.0}
+CHAT_MIX = {"stories": 0.10, "prose": 0.10, "maths": 0.08, "chat": 0.62, "code": 0.05, "spanish": 0.05}  # tuning: chat and replay
 LONG_MIX = {"stories": 0.10, "prose": 0.35, "maths": 0.05, "chat": 0.30, "code": 0.12, "spanish": 0.08}
 MIXES = {"pretrain": DOMAINS, "chat": CHAT_MIX, "long": LONG_MIX}
 REAL = {"prose": 1.0, "code": 1.0, "spanish": 0.5}  # share of rows that are windows of real text
@@ -184,30 +184,47 @@ def _shard(job):
     return path
 
 
-def write_shards(folder, tokenizer_path, length, n_rows, workers, mix, count=None, split="train", first=0):
-    """Write `DIR/{domain}.{i:05d}.npy`, uint16 [n_rows, length], with a pool of processes, so that every domain grows in
-    proportion to its share. Yields paths, without end if `count` is None. File i of a domain depends on i alone."""
+def schedule(plan, n_rows, first=0):
+    """Shards of a plan [(folder, mix, length, tokens), ...] as endless (folder, domain, number, mix, length): first one of
+    every domain of every entry, then always what lags behind its share. `tokens` weighs the entries and, unless it is
+    infinite, ends them."""
+    made = [{d: 0 for d in MIXES[mix]} for _, mix, _, _ in plan]
+    size = [n_rows * length for _, _, length, _ in plan]
+    total = [min(tokens, 1e15) for *_, tokens in plan]
+    finite = [t for t in total if t < 1e15]
+    weight = [t if t < 1e15 else 10 * max(finite, default=1) for t in total]
+    while True:
+        open_ = [i for i in range(len(plan)) if sum(made[i].values()) * size[i] < total[i]]
+        if not open_:
+            return
+        fresh = [i for i in open_ if 0 in made[i].values()]
+        i = fresh[0] if fresh else min(open_, key=lambda i: sum(made[i].values()) * size[i] / weight[i])
+        folder, mix, length, _ = plan[i]
+        domain = min(made[i], key=lambda d: (made[i][d] + 0.5 if made[i][d] else 0) / MIXES[mix][d])
+        yield folder, domain, first + made[i][domain], mix, length
+        made[i][domain] += 1
+
+
+def write_shards(plan, tokenizer_path, n_rows, workers, split="train", first=0):
+    """Write `FOLDER/{domain}.{i:05d}.npy`, uint16 [n_rows, length], for a plan as in `schedule`, with a pool of processes.
+    Yields paths. File i of a domain depends on i, n_rows and length alone; files that exist are left."""
     import multiprocessing
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
-    os.makedirs(folder, exist_ok=True)
-    shares = MIXES[mix]
-    for domain in set(shares) & set(REAL):
+    for domain in REAL:
         real_tokens(Tokenizer.from_file(tokenizer_path), domain, split)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in the pool's processes, which are many already
 
     def jobs():
-        made = {d: 0 for d in shares}
-        for _ in itertools.count() if count is None else range(count):
-            domain = min(made, key=lambda d: (made[d] + 0.5) / shares[d])
-            seed = first + made[domain]
+        for folder, domain, seed, mix, length in schedule(plan, n_rows, first):
             path = os.path.join(folder, f"{domain}.{seed:05}.npy")
-            made[domain] += 1
             if not os.path.exists(path):
                 yield path, tokenizer_path, split, seed, length, n_rows, domain, mix == "long"
 
+    for folder, *_ in plan:
+        os.makedirs(folder, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         source = jobs()
-        while block := list(itertools.islice(source, 4 * workers)):
+        while block := list(itertools.islice(source, 2 * workers)):
             yield from pool.imap_unordered(_shard, block)
 
 
@@ -218,16 +235,19 @@ def main():
     ap.add_argument("--domain", choices=list(DOMAINS))
     ap.add_argument("--long", action="store_true")
     ap.add_argument("--show", type=int, default=5, help="print this many documents")
-    ap.add_argument("--shards", metavar="DIR", help="write shards of token rows there instead")
+    ap.add_argument("--shards", metavar="DIR", help="write shards of token rows to DIR/MIX/ instead")
+    ap.add_argument("--plan", nargs="+", default=["pretrain:513"], metavar="MIX:LENGTH[:TOKENS]",
+                    help="mix pretrain, long or chat, tokens a row, and how many tokens (without it: until stopped)")
     ap.add_argument("--tokenizer", default="run/tokenizer.json")
-    ap.add_argument("--length", type=int, default=513)
-    ap.add_argument("--rows", type=int, default=1024)
+    ap.add_argument("--rows", type=int, default=512, help="rows a file")
     ap.add_argument("--workers", type=int, default=os.cpu_count())
-    ap.add_argument("--mix", default="pretrain", choices=list(MIXES))
-    ap.add_argument("--count", type=int, help="number of shards of all domains together; without it, until stopped")
     a = ap.parse_args()
     if a.shards:
-        for path in write_shards(a.shards, a.tokenizer, a.length, a.rows, a.workers, a.mix, a.count, a.split, a.seed):
+        plan = []
+        for entry in a.plan:
+            mix, length, *tokens = entry.split(":")
+            plan.append((os.path.join(a.shards, mix), mix, int(length), float(tokens[0]) if tokens else float("inf")))
+        for path in write_shards(plan, a.tokenizer, a.rows, a.workers, a.split, a.seed):
             print(path, flush=True)
         return
     source = documents(a.split, a.seed, a.domain, a.long)
