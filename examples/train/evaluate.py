@@ -1,16 +1,19 @@
-"""Held-out bits per byte and exact match on the generated tasks.
+"""Held-out bits per byte, exact match on the question types, and sample continuations.
 
     python evaluate.py run/hf                        # the JAX model on an exported directory
-    python evaluate.py run/hf --engine MODEL.gguf    # the same questions through the smallthinker package
+    python evaluate.py run/hf --engine MODEL.gguf    # the same through the smallthinker package
 
 Bits per byte: the summed -log2 p of every token of a document and of the <|endoftext|> after it, over the document's
-UTF-8 bytes; each document is scored alone, its first token is given (nothing precedes it). Exact match: the greedy
-answer, stripped, equals the expected one; held-out sums use operand pairs that training never saw. `plain_sums` are
-prompts outside the chat form: "47 + 38 =".
+UTF-8 bytes. Documents are scored alone, long ones in windows that overlap by half; the first token of each is charged
+log2(vocabulary). Beside it, for the same documents: a unigram model of bytes, fitted to training text of the domain, and
+`xz -9` on all of them together. Exact match: the greedy answer, stripped, equals the expected one; held-out sums use
+operand pairs, held-out translations combinations of words, that training never saw. `plain_*` are prompts outside the
+chat form: "47 + 38 =".
 """
 import argparse
 import itertools
 import json
+import lzma
 import os
 import random
 
@@ -19,144 +22,110 @@ from tokenizers import Tokenizer
 
 import chat
 import data
+import tasks
+from runners import EngineModel, JaxModel
 
-STORY_PROMPTS = ["Once upon a time", "One day, Tom and his sister", "The sun was", "The little fox was called",
-                 "It was a rainy morning, and Lily the"]
-
-
-class JaxModel:
-    """model.py on a Hugging Face directory, batched. Rows are padded to powers of two and positions to multiples of 64,
-    so that few shapes are compiled."""
-
-    def __init__(self, path):
-        import jax
-        import model
-        from safetensors.numpy import load_file
-        with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
-            c = json.load(f)
-        self.cfg = cfg = model.Config(
-            vocab=c["vocab_size"], layers=c["num_hidden_layers"], hidden=c["hidden_size"],
-            heads=c["num_attention_heads"], kv_heads=c["num_key_value_heads"], head_dim=c["head_dim"],
-            ffn=c["moe_ffn_hidden_size"],
-            experts=c["moe_num_primary_experts"], top_k=c["moe_num_active_primary_experts"],
-            window=c["sliding_window_size"], rope_theta=c["rope_theta"], eps=c["rms_norm_eps"])
-        w = load_file(os.path.join(path, "model.safetensors"))
-        layer = lambda name: np.stack([w[f"model.layers.{i}.{name}.weight"] for i in range(cfg.layers)])
-        moe = "block_sparse_moe."
-        self.params = {
-            "embed": w["model.embed_tokens.weight"], "norm": w["model.norm.weight"],
-            **{n: layer(f"self_attn.{n}_proj") for n in "qkvo"}, "router": layer(moe + "primary_router"),
-            "attn_norm": layer("input_layernorm"), "ffn_norm": layer("post_attention_layernorm"),
-            **{n: np.stack([layer(f"{moe}experts.{e}.{n}") for e in range(cfg.experts)], 1)
-               for n in ("gate", "up", "down")}}
-        self.params = {k: jax.numpy.asarray(v) for k, v in self.params.items()}
-        self.forward = jax.jit(lambda p, t: model.logits(cfg, p, t))
-        self.next = jax.jit(lambda p, t, at: jax.numpy.argmax(
-            model.logits(cfg, p, t)[jax.numpy.arange(t.shape[0]), at], -1))
-
-    def logits(self, ids):
-        """float32 [len(ids), vocab]."""
-        padded = -(-len(ids) // 128) * 128
-        tokens = np.zeros((1, padded), np.int32)
-        tokens[0, : len(ids)] = ids
-        return np.asarray(self.forward(self.params, tokens))[0, : len(ids)]
-
-    def greedy(self, prompts, limit, stop):
-        """Greedy continuations of lists of ids, without the stop token; each step recomputes the whole batch."""
-        lengths = np.asarray([len(p) for p in prompts])
-        width = -(-(lengths.max() + limit) // 64) * 64
-        rows = 1 << (len(prompts) - 1).bit_length()
-        tokens = np.zeros((rows, width), np.int32)
-        for i, p in enumerate(prompts):
-            tokens[i, : len(p)] = p
-        at = np.zeros(rows, np.int32)
-        at[: len(prompts)] = lengths - 1
-        out, open_ = [[] for _ in prompts], set(range(len(prompts)))
-        for _ in range(limit):
-            chosen = np.asarray(self.next(self.params, tokens, at))
-            for i in list(open_):
-                if chosen[i] in stop:
-                    open_.remove(i)
-                else:
-                    out[i].append(int(chosen[i]))
-            if not open_:
-                break
-            at = np.minimum(at + 1, width - 1)
-            tokens[np.arange(rows), at] = chosen
-        return out
-
-
-class EngineModel:
-    """The smallthinker Python package on a GGUF file."""
-
-    def __init__(self, path):
-        import smallthinker
-        self.model = smallthinker.Model(path)
-
-    def logits(self, ids):
-        """float32 [len(ids), vocab]."""
-        return self.model.logits(ids)
-
-    def answer(self, user, limit):
-        """Greedy chat answer."""
-        turns = [{"role": "user", "content": user}]
-        return self.model.chat(turns, max_tokens=limit, temperature=0).text
-
-    def complete(self, prompt, limit):
-        """Greedy continuation."""
-        return self.model.generate(prompt, max_tokens=limit, temperature=0).text
+PROMPTS = [
+    "Once upon a time", "One day, Tom and his sister", "The sun was", "The little fox was called",
+    "It was a rainy morning, and Lily the", "There once was an old clockmaker who", "\"Wake up, Nora!\" called her grandmother.",
+    "Deep in the forest, the owl", "Oscar was a small boy who wanted to build a boat.", "In the village lived two friends,",
+    "The bear had lost his", "Every evening, Clara looked out of the window and", "Long ago, a lonely shepherd",
+    "\"Who took my bread?\" asked the baker.", "The snow fell all night.", "Ruby found a golden key",
+    "Far away, near the harbour, there was a", "It was the first day of school, and Ben", "She was a young lady of",
+    "The people of this country"]
 
 
 def log2_probability(logits, targets):
-    """Sum over rows of log2 softmax(logits)[target], in float64."""
+    """log2 softmax(logits)[target] of every row, float64."""
     y = np.asarray(logits, np.float64)
     top = y.max(-1)
     total = top + np.log(np.exp(y - top[:, None]).sum(-1))
-    return float((y[np.arange(len(targets)), targets] - total).sum() / np.log(2))
+    return (y[np.arange(len(targets)), targets] - total) / np.log(2)
 
 
-def bits_per_byte(model, tokenizer, n_documents, context=2048):
-    """{domain: bits per byte} and 'total' weighted by bytes."""
-    end, bits, size = tokenizer.token_to_id(data.END), {}, {}
-    for domain in data.DOMAINS:
-        for _, text in itertools.islice(data.documents("heldout", domain=domain), n_documents):
-            ids = (tokenizer.encode(text).ids + [end])[:context]
-            bits[domain] = bits.get(domain, 0.0) - log2_probability(model.logits(ids)[:-1], ids[1:])
-            size[domain] = size.get(domain, 0) + len(text.encode())
-    result = {d: bits[d] / size[d] for d in bits}
-    result["total"] = sum(bits.values()) / sum(size.values())
+def document_bits(model, ids, context):
+    """Bits of all tokens; windows of `context` tokens, of which all but the first see at least half a window before."""
+    bits, done = 0.0, 1
+    while done < len(ids):
+        start = max(0, done - context // 2) if done > 1 else 0
+        window = ids[start: start + context]
+        logits = model.logits(window)
+        if done == 1:
+            bits += np.log2(logits.shape[1])
+        scores = log2_probability(logits[done - 1 - start: -1], window[done - start:])
+        bits -= scores.sum()
+        done = start + len(window)
+    return bits
+
+
+def heldout(domain, n_bytes):
+    """Held-out documents of a domain, about n_bytes of them; real works once each at the most."""
+    texts, size, seen = [], 0, set()
+    for _, text in data.documents("heldout", domain=domain):
+        if text in seen and data.REAL.get(domain) == 1.0:
+            break
+        seen.add(text)
+        texts.append(text)
+        size += len(text.encode())
+        if size >= n_bytes:
+            break
+    return texts
+
+
+def byte_counts(texts):
+    """How often each byte occurs, [256]."""
+    return np.bincount(np.frombuffer("".join(texts).encode(), np.uint8), minlength=256)
+
+
+def baselines(domain, texts):
+    """Bits per byte of the unigram byte model and of xz -9."""
+    train = list(itertools.islice((t for _, t in data.documents("train", domain=domain)), 500))
+    p = byte_counts(train) + 1.0
+    counts = byte_counts(texts)
+    body = "".join(texts).encode()
+    packed = len(lzma.compress(body, preset=9))
+    return {"unigram": float(-(counts * np.log2(p / p.sum())).sum() / len(body)), "xz": 8 * packed / len(body)}
+
+
+def bits_per_byte(model, tokenizer, n_bytes, context=1024, domains=tuple(data.DOMAINS)):
+    """{domain: {"model", "unigram", "xz", "bytes", "documents"}}."""
+    end, result = tokenizer.token_to_id(data.END), {}
+    for domain in domains:
+        texts = heldout(domain, n_bytes)
+        size = sum(len(t.encode()) for t in texts)
+        bits = sum(document_bits(model, tokenizer.encode(t).ids + [end], context) for t in texts)
+        result[domain] = {"model": bits / size, **baselines(domain, texts), "bytes": size, "documents": len(texts)}
+        print(f"{domain:9} " + " ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}"
+                                        for k, v in result[domain].items()), flush=True)
     return result
 
 
 def questions(n, seed=0):
-    """{task: [(prompt text, user text or None, answer)]}, n of each, held-out operands for sums."""
+    """{type: [(prompt, answer)]}, n of each, held-out operands for sums."""
     out = {}
     for name, task in chat.TASKS.items():
         rng = random.Random(f"smallthinker/heldout/evaluate/{seed}/{name}")
         pairs = [task(rng, True) for _ in range(n)]
-        out[name] = [(chat.render([(q, a)], open_answer=True), q, a) for q, a in pairs]
+        out[name] = [(chat.render([(q, a)], open_answer=True), a) for q, a in pairs]
     for name, sign in (("plain_addition", "+"), ("plain_subtraction", "-")):
         rng = random.Random(f"smallthinker/heldout/evaluate/{seed}/{name}")
-        pairs = [chat.operands(rng, sign, True) for _ in range(n)]
-        out[name] = [(f"{a} {sign} {b} =", None, str(a + b if sign == "+" else a - b)) for a, b in pairs]
+        pairs = [tasks.operands(rng, sign, True) for _ in range(n)]
+        out[name] = [(f"{a} {sign} {b} =", str(a + b if sign == "+" else a - b)) for a, b in pairs]
     return out
 
 
-def exact_match(model, tokenizer, n, limit=64):
-    """({task: share of exact answers}, [(prompt, expected, got)] of some that were wrong)."""
-    stop = {tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id(data.END)}
+def exact_match(model, n, seed=0, limit=96):
+    """({type: share of exact answers}, [(prompt, expected, got)] of some that were wrong)."""
     shares, wrong = {}, []
-    for name, items in questions(n).items():
-        tokens = 6 if name.startswith("plain") else limit
-        if isinstance(model, JaxModel):
-            ids = model.greedy([tokenizer.encode(p).ids for p, _, _ in items], tokens, stop)
-            got = [tokenizer.decode(i) for i in ids]
-        else:
-            got = [model.complete(p, tokens) if user is None else model.answer(user, tokens) for p, user, _ in items]
-        got = [g.strip().split("\n")[0] if name.startswith("plain") else g.strip() for g in got]
-        right = [g == a for g, (_, _, a) in zip(got, items)]
+    for name, items in questions(n, seed).items():
+        plain = name.startswith("plain")
+        got = [g.strip() for g in model.answers([p for p, _ in items], 6 if plain else limit)]
+        if plain:
+            got = [g.split("\n")[0] for g in got]
+        right = [g == a for g, (_, a) in zip(got, items)]
         shares[name] = float(np.mean(right))
-        wrong += [(items[i][1] or items[i][0], items[i][2], got[i]) for i in range(len(items)) if not right[i]][:2]
+        print(f"{name:17} {shares[name]:.3f}", flush=True)
+        wrong += [(*items[i], got[i]) for i in range(len(items)) if not right[i]][:3]
     return shares, wrong
 
 
@@ -164,31 +133,30 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("directory", help="Hugging Face directory (its tokenizer is used in both cases)")
     ap.add_argument("--engine", metavar="GGUF", help="score the smallthinker package on this file instead")
-    ap.add_argument("--documents", type=int, default=200, help="held-out documents per domain")
-    ap.add_argument("--questions", type=int, default=200, help="questions per task")
-    ap.add_argument("--json", metavar="FILE", help="write the numbers there")
+    ap.add_argument("--threads", type=int, help="of the engine")
+    ap.add_argument("--lm-head", help="of the engine: full or sparse")
+    ap.add_argument("--bytes", type=int, default=100_000, help="held-out text per domain")
+    ap.add_argument("--context", type=int, default=1024, help="window for long documents")
+    ap.add_argument("--questions", type=int, default=200, help="per type")
+    ap.add_argument("--samples", type=int, default=len(PROMPTS), help="continuations")
+    ap.add_argument("--seed", type=int, default=0, help="of the questions and samples")
+    ap.add_argument("--json", metavar="FILE", help="write everything there")
     a = ap.parse_args()
     tokenizer = Tokenizer.from_file(os.path.join(a.directory, "tokenizer.json"))
-    model = EngineModel(a.engine) if a.engine else JaxModel(a.directory)
+    options = {k: v for k, v in (("threads", a.threads), ("lm_head", a.lm_head)) if v}
+    model = EngineModel(a.engine, **options) if a.engine else JaxModel(a.directory)
 
-    bpb = bits_per_byte(model, tokenizer, a.documents) if a.documents else {}
-    for domain, value in bpb.items():
-        print(f"bits per byte  {domain:18} {value:.4f}", flush=True)
-    shares, wrong = exact_match(model, tokenizer, a.questions) if a.questions else ({}, [])
-    for name, value in shares.items():
-        print(f"exact match    {name:18} {value:.3f}")
+    bits = bits_per_byte(model, tokenizer, a.bytes, a.context) if a.bytes else {}
+    shares, wrong = exact_match(model, a.questions, a.seed) if a.questions else ({}, [])
     for prompt, expected, got in wrong:
         print(f"  {prompt!r}: expected {expected!r}, got {got!r}")
-    for prompt in STORY_PROMPTS:
-        if a.engine:
-            text = model.complete(prompt, 120)
-        else:
-            ids = model.greedy([tokenizer.encode(prompt).ids], 120, {tokenizer.token_to_id(data.END)})[0]
-            text = tokenizer.decode(ids)
+    samples = [(p, model.sample(p, 120, a.seed + i)) for i, p in enumerate(PROMPTS[: a.samples])]
+    for prompt, text in samples:
         print(f"\n{prompt}|{text}")
     if a.json:
         with open(a.json, "w", encoding="utf-8") as f:
-            json.dump({"bits_per_byte": bpb, "exact_match": shares}, f, indent=2)
+            json.dump({"bits_per_byte": bits, "exact_match": shares, "wrong": wrong, "samples": samples}, f, indent=1,
+                      ensure_ascii=False)
 
 
 if __name__ == "__main__":
