@@ -101,16 +101,16 @@ def bits_per_byte(model, tokenizer, n_bytes, context=1024, domains=tuple(data.DO
 
 
 def questions(n, seed=0):
-    """{type: [(prompt, answer)]}, n of each, held-out operands for sums."""
+    """{type: [(prompt, what the user says or None, answer)]}, n of each, held-out operands for sums."""
     out = {}
     for name, task in chat.TASKS.items():
         rng = random.Random(f"smallthinker/heldout/evaluate/{seed}/{name}")
         pairs = [task(rng, True) for _ in range(n)]
-        out[name] = [(chat.render([(q, a)], open_answer=True), a) for q, a in pairs]
+        out[name] = [(chat.render([(q, a)], open_answer=True), q, a) for q, a in pairs]
     for name, sign in (("plain_addition", "+"), ("plain_subtraction", "-")):
         rng = random.Random(f"smallthinker/heldout/evaluate/{seed}/{name}")
         pairs = [tasks.operands(rng, sign, True) for _ in range(n)]
-        out[name] = [(f"{a} {sign} {b} =", str(a + b if sign == "+" else a - b)) for a, b in pairs]
+        out[name] = [(f"{a} {sign} {b} =", None, str(a + b if sign == "+" else a - b)) for a, b in pairs]
     return out
 
 
@@ -119,13 +119,13 @@ def exact_match(model, n, seed=0, limit=96):
     shares, wrong = {}, []
     for name, items in questions(n, seed).items():
         plain = name.startswith("plain")
-        got = [g.strip() for g in model.answers([p for p, _ in items], 6 if plain else limit)]
+        got = [g.strip() for g in model.answers(items, 6 if plain else limit)]
         if plain:
             got = [g.split("\n")[0] for g in got]
-        right = [g == a for g, (_, a) in zip(got, items)]
+        right = [g == a for g, (*_, a) in zip(got, items)]
         shares[name] = float(np.mean(right))
         print(f"{name:17} {shares[name]:.3f}", flush=True)
-        wrong += [(*items[i], got[i]) for i in range(len(items)) if not right[i]][:3]
+        wrong += [(items[i][1] or items[i][0], items[i][2], got[i]) for i in range(len(items)) if not right[i]][:3]
     return shares, wrong
 
 

@@ -1,7 +1,7 @@
 """Two ways to run a model for evaluate.py: the JAX graph, and the smallthinker package on a GGUF file.
 
-Both give `logits(ids)` -> float32 [len(ids), vocab], `answers(prompts, limit)` -> greedy continuations up to <|im_end|> or
-<|endoftext|>, and `sample(prompt, limit, seed)`.
+Both give `logits(ids)` -> float32 [len(ids), vocab], `answers(questions, limit)` -> greedy texts up to <|im_end|> or
+<|endoftext|> for questions (prompt, what the user says or None outside the chat form, ...), and `sample(prompt, limit, seed)`.
 """
 import json
 import os
@@ -51,9 +51,9 @@ class JaxModel:
         tokens[0, : len(ids)] = ids
         return np.asarray(self.forward(self.params, tokens))[0, : len(ids)]
 
-    def answers(self, prompts, limit):
-        """Greedy continuations of texts; each step recomputes the whole batch."""
-        prompts = [self.tokenizer.encode(p).ids for p in prompts]
+    def answers(self, questions, limit):
+        """Greedy answers; each step recomputes the whole batch."""
+        prompts = [self.tokenizer.encode(q[0]).ids for q in questions]
         lengths = np.asarray([len(p) for p in prompts])
         width = -(-(lengths.max() + limit) // 64) * 64
         rows = 1 << (len(prompts) - 1).bit_length()
@@ -78,7 +78,7 @@ class JaxModel:
 
     def sample(self, prompt, limit, seed):
         """Greedy: only the engine samples."""
-        return self.answers([prompt], limit)[0]
+        return self.answers([(prompt, None)], limit)[0]
 
 
 class EngineModel:
@@ -92,9 +92,11 @@ class EngineModel:
         """float32 [len(ids), vocab]."""
         return self.model.logits(ids)
 
-    def answers(self, prompts, limit):
-        """Greedy continuations of texts."""
-        return [self.model.generate(p, max_tokens=limit, temperature=0).text for p in prompts]
+    def answers(self, questions, limit):
+        """Greedy answers; special tokens belong to the chat template, a prompt cannot write them."""
+        options = {"max_tokens": limit, "temperature": 0}
+        return [self.model.generate(prompt, **options).text if user is None
+                else self.model.chat([{"role": "user", "content": user}], **options).text for prompt, user, *_ in questions]
 
     def sample(self, prompt, limit, seed, temperature=0.7):
         """A continuation drawn at `temperature`."""
