@@ -9,6 +9,7 @@ TASKS = tasks.TASKS | spanish.TASKS
 # Drawn more often than the rest: what takes longest to learn.
 WEIGHTS = {"addition": 3, "subtraction": 4, "multiplication": 3, "three_numbers": 2, "word_problem": 4, "program": 2,
            "to_spanish": 3, "to_english": 2, "number_words": 2, "spelling": 2, "who_has": 2, "where_is": 2, "sort": 2,
+           "reverse": 2,
            "opposite": 0.7, "colour": 0.5, "sound": 0.5, "facts": 0.5, "parity": 0.7, "order": 1}
 DECK = [TASKS[name] for name in TASKS for _ in range(int(10 * WEIGHTS.get(name, 1)))]
 

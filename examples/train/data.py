@@ -40,14 +40,14 @@ def maths_page(rng, held_out):
     for _ in range(pick(rng, (1, 2, 4, 8))):
         r = rng.random()
         sign = pick(rng, "++--x")
-        if r < 0.6:
+        if r < 0.45:
             lines.append(tasks.worked(*(ab := tasks.operands(rng, sign, held_out))[:1], sign, ab[1]))
-        elif r < 0.68:
+        elif r < 0.53:
             a, b = tasks.operands(rng, sign, held_out)
             word, result = tasks.SIGNS[sign]
             lines.append(f"{in_words(a).capitalize()} {word} {in_words(b)} is {in_words(result(a, b))}.")
         else:
-            q, a = tasks.TASKS[pick(rng, tasks.SUMS)](rng, held_out)
+            q, a = tasks.TASKS[pick(rng, tasks.PAGE)](rng, held_out)
             lines.append(f"Question: {q}\nAnswer: {a}")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ a few hundred tokens each, as a server would see it that serves different people
 import argparse
 import json
 import os
+import re
 import tempfile
 
 import smallthinker
@@ -21,7 +22,7 @@ def texts(n_bytes, piece=1200):
     """{domain: held-out text}, and under 'all' pieces of all domains in turn."""
     out = {}
     for domain in data.DOMAINS:
-        documents = [d[: n_bytes // 4] for d in heldout(domain, 4 * n_bytes)]  # no work fills everything
+        documents = [re.sub(r"<\|im_\w+\|>", "", d)[: n_bytes // 4] for d in heldout(domain, 4 * n_bytes)]  # no work fills all
         out[domain] = "\n\n".join(documents).encode()[:n_bytes].decode(errors="ignore")
     size = n_bytes // len(out)
     parts = [out[d][at: at + piece] for at in range(0, size, piece) for d in out]

@@ -40,7 +40,7 @@ PLOTS = [
         "Soon the storm was over. There was a rainbow in the sky. \"Look at the <colours|rainbow>!\" said {name}.",
     ],
     [   # cooking
-        "{name} wanted to make {food} for {his} {family}. It was a <special day|surprise|birthday gift>.",
+        "{name} wanted to make {dish} for {his} {family}. It was a <special day|surprise|birthday gift>.",
         "{He} <opened|looked in> the kitchen cupboard, but there was no <flour|sugar|salt|butter>. \"Oh no! What can I do?\" said {name}.",
         "{He} went to {who}, who lived <next door|close by|near the {place2}>. \"Do you have some to give me?\" asked {name}.",
         "\"Yes, I do,\" said {friend}. \"May I help you cook?\" \"Yes, please,\" said {name}.",
@@ -154,7 +154,7 @@ PLOTS = [
     ],
     [   # three wishes
         "{name} found a <shining|strange|smooth> stone <on the beach|in the river|under a root>. \"Thank you for finding me,\" said the stone. \"You have three wishes.\"",
-        "\"I wish for <a mountain of|a house full of> {food}!\" said {name}. At once there was so much {food} that {he} could not <move|see the sky|open the door>.",
+        "\"I wish for <a mountain of|a house full of> {food}!\" said {name}. At once there was so much of it that {he} could not <move|see the sky|open the door>.",
         "\"<Too much|Oh no>! I wish it were all gone,\" {he} said, and it was gone. Now only one wish was left.",
         "{name} <thought for a long time|went to ask {who}>. \"Do not wish for things,\" said {friend}. \"<Wish for something that lasts|Things get lost>.\"",
         "\"I wish for a good friend,\" said {name}. The stone <laughed|became warm>. \"You do not need a wish for that,\" it said. \"Look who is standing next to you.\"",
@@ -272,11 +272,11 @@ PLOTS = [
         "{friend} <smiled again|could not stay angry>. \"Shall we play with both?\" asked {friend}.",
     ],
     [   # cooking contest
-        "Every year there was a contest in the village: who makes the best {food}? This year, {name} wanted to <win|take part>.",
+        "Every year there was a contest in the village: who makes the best {dish}? This year, {name} wanted to <win|take part>.",
         "{who_C} <laughed|shook a wise head>. \"The {job} always wins,\" said {friend}. \"<Nobody can beat the {job}|You are too young>.\"",
         "{name} <worked|tried> from morning to night. The first try was <burnt|too salty|too sweet>. The second was <too dry|as hard as stone>. The third was just right.",
         "On the great day, the judge tasted everything. \"Hmm,\" said the judge, and then again, \"Hmm! Who made this?\"",
-        "\"I did,\" said {name} <quietly|in a small voice>. \"It is the best {food} I have ever eaten!\" said the judge.",
+        "\"I did,\" said {name} <quietly|in a small voice>. \"I have never eaten better {dish}!\" said the judge.",
         "The {job} came and <shook {his} hand|asked for the recipe>. \"Next year, you must teach me,\" said the {job}.",
     ],
     [   # growing up small

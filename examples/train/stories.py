@@ -4,7 +4,7 @@ Every text is written by these rules and those of plots.py, so it carries the li
 """
 from grammar import article, expand, pick
 from plots import PLOTS
-from words import (ANIMALS, BOYS, COLOURS, FAMILY, FOODS, GIRLS, JOBS, MOODS, NAMES, OBJECTS, PLACES, PRONOUNS, SIZES, TIMES,
+from words import (ANIMALS, BOYS, COLOURS, DISHES, FAMILY, FOODS, GIRLS, JOBS, MOODS, NAMES, OBJECTS, PLACES, PRONOUNS, SIZES, TIMES,
                    TRAITS, WEATHER)
 
 OPENINGS = [
@@ -103,7 +103,7 @@ def scene(rng, name, thing=None, animal=None):
         a_animal=article(sizes[1] + " " + animal), place=places[0], place2=places[1], a_place=article(places[0]),
         thing=thing, thing2=things[1], a_thing2=article(things[1]), a_thing3=article(things[2]), colour=colours[0],
         colour_C=colours[0].capitalize(), colour2=colours[1], obj=f"{colours[0]} {thing}",
-        a_obj=article(f"{colours[0]} {thing}"), a_obj2=article(f"{colours[2]} {things[1]}"), food=pick(rng, FOODS),
+        a_obj=article(f"{colours[0]} {thing}"), a_obj2=article(f"{colours[2]} {things[1]}"), food=pick(rng, FOODS), dish=pick(rng, DISHES),
         job=pick(rng, list(JOBS)), size=sizes[0], size2=sizes[1], trait=trait, a_trait=article(trait), mood=pick(rng, MOODS),
         weather=pick(rng, WEATHER), time=pick(rng, TIMES), family=family, family_he=FAMILY[family])
 

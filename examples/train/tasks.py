@@ -313,4 +313,5 @@ def facts(rng, _):
 TASKS = {"addition": _sum("+"), "subtraction": _sum("-"), "multiplication": _sum("x")} | {f.__name__: f for f in (
     three_numbers, word_problem, program, compare, sort, counting, order, days_later, parity, number_words, who_has,
     gives, where_is, repeat, reverse, position, count_words, spelling, json_value, opposite, colour, sound, facts)}
-SUMS = ("addition", "subtraction", "multiplication", "three_numbers", "word_problem")  # the pages of the maths domain
+PAGE = ("addition", "subtraction", "multiplication", "three_numbers", "three_numbers", "word_problem", "word_problem", "program",
+        "sort", "sort", "sort", "compare", "counting", "number_words", "order", "parity")  # on the pages of the maths domain

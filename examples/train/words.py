@@ -17,6 +17,7 @@ bowl plate kettle needle feather stone marble robot teapot jar vase belt watch t
 sweater cushion notebook camera guitar tent compass""".split()
 FOODS = """cake pie soup bread apples berries nuts honey carrots plums pears cookies cheese corn pancakes jam rice beans grapes
 cherries peaches muffins noodles potatoes toast pumpkin salad lemons oranges mushrooms""".split()
+DISHES = "cake pie soup bread cookies pancakes jam muffins noodles salad dumplings stew".split()
 COUNTED = """apples pears plums nuts cookies books coins shells marbles stones pencils balls flowers eggs buttons cards stamps
 ribbons beads stickers oranges lemons cherries peaches cakes toys keys kites hats cups""".split()
 COLOURS = "red blue green yellow white brown pink purple orange black golden silver grey".split()
