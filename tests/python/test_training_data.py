@@ -83,7 +83,7 @@ def test_held_out_sums_never_occur_in_training():
         seen += check_no_held_out(text)
     for _ in range(3000):
         seen += check_no_held_out(chat.conversation(rng, False))
-    assert seen > 5000
+    assert seen > 4000
     for name in ("addition", "subtraction", "multiplication"):
         for _, answer in pairs(name, held_out=True):
             a, sign, b = re.match(r"(\d+) (.) (\d+)", answer).groups()
