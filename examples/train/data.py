@@ -41,7 +41,8 @@ def maths_page(rng, held_out):
         r = rng.random()
         sign = pick(rng, "++--x")
         if r < 0.45:
-            lines.append(tasks.worked(*(ab := tasks.operands(rng, sign, held_out))[:1], sign, ab[1]))
+            a, b = tasks.operands(rng, sign, held_out)
+            lines.append(tasks.worked(a, sign, b))
         elif r < 0.53:
             a, b = tasks.operands(rng, sign, held_out)
             word, result = tasks.SIGNS[sign]

@@ -6,7 +6,7 @@ whatever the seed, and held-out questions use only those. Answers that need thou
 follows from what has been said.
 """
 from grammar import article, articles, expand, fill, pick
-from words import (ANIMALS, COLOURS, COUNTED, DAYS, FOODS, HOMES, LEGS, MONTHS, NAMES, OBJECTS, ONES, OPPOSITES, ROOMS,
+from words import (ANIMALS, COLOURS, COUNTED, DAYS, FOODS, GIRLS, HOMES, LEGS, MONTHS, NAMES, OBJECTS, ONES, OPPOSITES, ROOMS,
                    SIZES, SOUNDS, THINGS_COLOURED, in_words)
 
 SIGNS = {"+": ("plus", lambda a, b: a + b), "-": ("minus", lambda a, b: a - b), "x": ("times", lambda a, b: a * b)}
@@ -105,7 +105,7 @@ def word_problem(rng, held_out):
     sign = pick(rng, "++--x")
     a, b = operands(rng, sign, held_out)
     name, other = rng.sample(NAMES, 2)
-    he = "she" if name in NAMES[:64] else "he"
+    he = "she" if name in GIRLS else "he"
     things = pick(rng, COUNTED)
     q = fill(rng, pick(rng, PROBLEMS[sign]), dict(
         n=name, m=other, a=str(a), b=str(b), t=things, he=he, He=he.capitalize(), him="her" if he == "she" else "him"))
