@@ -1,6 +1,7 @@
 """Write a checkpoint in the Hugging Face layout of SmallThinker: config, safetensors, tokenizer, chat template.
 
-    python export.py run/checkpoint.npz --tokenizer run/tokenizer.json --out run/hf
+    python export.py run/merged.npz --tokenizer run/tokenizer.json --out run/hf
+    python export.py run/part.*.npz --tokenizer run/tokenizer.json --out run/hf      # a checkpoint in parts
     python export.py --random --tokenizer run/tokenizer.json --out run/hf-random      # untrained, for tests
 """
 import argparse
@@ -12,20 +13,14 @@ import shutil
 import jax
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer
 
+import store
 import model
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
     "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-
-
-def load_checkpoint(path):
-    """(Config, params as numpy arrays) of a checkpoint written by train.py."""
-    with np.load(path) as z:
-        cfg = model.Config(**json.loads(str(z["config"])))
-        params = {k.removeprefix("param."): z[k] for k in z.files if k.startswith("param.")}
-    return cfg, params
 
 
 def tensors(cfg, params):
@@ -105,20 +100,21 @@ def write(cfg, params, tokenizer_path, out, context=2048):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("checkpoint", nargs="?")
+    ap.add_argument("checkpoint", nargs="*", help="a checkpoint, or all its parts")
     ap.add_argument("--tokenizer", default="run/tokenizer.json")
     ap.add_argument("--out", default="run/hf")
     ap.add_argument("--random", action="store_true", help="fresh weights instead of a checkpoint")
+    ap.add_argument("--context", type=int, default=2048, help="the longest sequence an engine should allow")
     ap.add_argument("--seed", type=int, default=0)
     a = ap.parse_args()
     if a.random == bool(a.checkpoint):
         ap.error("give either a checkpoint or --random")
     if a.random:
-        cfg = model.Config()
+        cfg = model.Config(vocab=Tokenizer.from_file(a.tokenizer).get_vocab_size())
         params = {k: np.asarray(v) for k, v in model.init(cfg, jax.random.PRNGKey(a.seed)).items()}
     else:
-        cfg, params = load_checkpoint(a.checkpoint)
-    write(cfg, params, a.tokenizer, a.out)
+        cfg, params, _ = store.load_params(*a.checkpoint)
+    write(cfg, params, a.tokenizer, a.out, a.context)
     print(f"{a.out}: {model.count(params):,} parameters, {dataclasses.asdict(cfg)}")
 
 

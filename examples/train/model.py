@@ -1,10 +1,11 @@
-"""The SmallThinker graph in JAX, float32, written for training.
+"""The SmallThinker graph in JAX, written for training on a CPU or a GPU.
 
 Every layer routes on the raw residual stream *before* its attention norm, so that an engine can fetch the chosen
 experts while attention runs. Layers 0, 4, 8, ... attend globally and do not rotate (NoPE); the others see a sliding
 window and rotate (RoPE). Experts are ReGLU: down(relu(gate x) * up x).
 
-Weights are stacked over layers ([layer, ...]) and oriented [out, in], as the checkpoint stores them.
+Weights are stacked over layers ([layer, ...]) and oriented [out, in], as the checkpoint stores them. They and the
+residual stream are float32; `Compute.dtype` is the type of the matrix products.
 `reference.py` is the same mathematics written a second time, plainly; this file is the fast one.
 """
 import math
@@ -14,20 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import moe
+
 
 @dataclass(frozen=True)
 class Config:
     """Hyperparameters. Sizes that quantization cuts into blocks of 32 are multiples of 32."""
 
-    vocab: int = 2048
-    layers: int = 6
-    hidden: int = 160
-    heads: int = 4
+    vocab: int = 4096
+    layers: int = 8
+    hidden: int = 256
+    heads: int = 8
     kv_heads: int = 2
     head_dim: int = 32
     ffn: int = 96
     experts: int = 32
-    top_k: int = 2
+    top_k: int = 4
     window: int = 256
     period: int = 4
     rope_theta: float = 10000.0
@@ -36,6 +39,15 @@ class Config:
     def is_global(self, layer):
         """Whether `layer` attends to everything and does not rotate."""
         return layer % self.period == 0
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to compute, which changes nothing but rounding."""
+
+    dtype: str = "float32"  # of matrix products: float32 or bfloat16
+    block: int = 32  # rows of an expert's matrix product; larger on a GPU
+    flash: bool = False  # cuDNN's fused attention; needs a GPU and bfloat16
 
 
 def init(cfg, key):
@@ -88,8 +100,8 @@ def rotate(x, cos, sin):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def attention(q, k, v, window, chunk=128):
-    """Causal attention, q [B, T, H, D], k and v [B, T, KV, D] -> [B, T, H * D]. window 0 = global.
+def attention(q, k, v, window, how):
+    """Causal attention, float32 q [B, T, H, D], k and v [B, T, KV, D] -> `how.dtype` [B, T, H * D]. window 0 = global.
 
     Queries go in chunks, so that keys which no query of a chunk may see cost nothing; the heads that share a key
     head are stacked into one taller matrix product. A column of ones beside the values makes the softmax denominator
@@ -97,96 +109,78 @@ def attention(q, k, v, window, chunk=128):
     scores are capped at 60 instead, far above what training produces and far below where exp overflows.
     """
     batch, length, heads, dim = q.shape
-    kv = k.shape[2]
+    q, k, v = (x.astype(how.dtype) for x in (q, k, v))
+    if how.flash:
+        local = (window - 1, 0) if window else None
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation="cudnn")
+        return y.reshape(batch, length, heads * dim)
+    kv, chunk = k.shape[2], max(128, length // 4)
     group = heads // kv
-    q = q.reshape(batch, length, kv, group, dim).transpose(0, 2, 1, 3, 4) * dim**-0.5
+    q = q.reshape(batch, length, kv, group, dim).transpose(0, 2, 1, 3, 4) * jnp.asarray(dim**-0.5, q.dtype)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], -1)
     out = []
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
         low = max(0, start - window + 1) // 32 * 32 if window else 0
-        i, j = np.arange(start, stop)[:, None], np.arange(low, stop)[None, :]
+        i, j = start + jnp.arange((stop - start) * group)[:, None] // group, jnp.arange(low, stop)[None, :]
         seen = (j <= i) & (i - j < window) if window else j <= i
         qc = q[:, :, start:stop].reshape(batch * kv, -1, dim)
         kc = k[:, :, low:stop].reshape(batch * kv, -1, dim)
         vc = v[:, :, low:stop].reshape(batch * kv, -1, dim + 1)
-        score = jnp.minimum(jnp.einsum("bqd,bkd->bqk", qc, kc), 60.0)
-        p = jnp.exp(score) * jnp.asarray(np.repeat(seen, group, 0)[None], score.dtype)
-        y = jnp.einsum("bqk,bkd->bqd", p, vc)
-        out.append((y[..., :-1] / y[..., -1:]).reshape(batch, kv, stop - start, group, dim))
+        score = jnp.minimum(jnp.einsum("bqd,bkd->bqk", qc, kc, preferred_element_type=jnp.float32), 60.0)
+        p = jnp.exp(score) * seen[None].astype(jnp.float32)
+        y = jnp.einsum("bqk,bkd->bqd", p.astype(how.dtype), vc, preferred_element_type=jnp.float32)
+        y = (y[..., :-1] / y[..., -1:]).astype(how.dtype)
+        out.append(y.reshape(batch, kv, stop - start, group, dim))
     return jnp.concatenate(out, 2).transpose(0, 2, 1, 3, 4).reshape(batch, length, heads * dim)
 
 
-def experts(cfg, x, logits, gate, up, down, block=32):
-    """The chosen experts' weighted sum for x [N, hidden], router logits [N, experts]. No token is dropped.
+def hidden_states(cfg, params, tokens, how=Compute()):
+    """tokens [B, T] -> (final normed states float32 [B, T, hidden], what the layers report).
 
-    Token-slots are sorted by expert into blocks of `block` rows that belong to one expert each; the last block of
-    an expert is padded with zero rows. There are at most N * top_k / block + experts blocks whatever the routing, so
-    the shapes are static and the padding is bounded. Also returns the share of slots per expert.
+    The report holds, per layer: `share` and `probability` [L, B, experts], of each row's token-slots the share that
+    an expert got and its mean softmax probability; `z` [L], the mean square of router logits; `sparsity` and
+    `density` [L], the share of zeros after ReLU and a smooth count of the others (moe.experts).
     """
-    n, e, k = x.shape[0], cfg.experts, cfg.top_k
-    top, ids = jax.lax.top_k(logits, k)
-    weight = jax.nn.sigmoid(top)
-    weight = weight / weight.sum(-1, keepdims=True)
-
-    flat = ids.reshape(-1)
-    one_hot = jax.nn.one_hot(flat, e, dtype=jnp.int32)
-    running = jnp.cumsum(one_hot, 0)
-    rank = jnp.take_along_axis(running, flat[:, None], 1)[:, 0] - 1  # place within its expert
-    blocks = -(-running[-1] // block)
-    last = jnp.cumsum(blocks)
-    slot = (last - blocks)[flat] * block + rank
-    n_blocks = -(-n * k // block) + e
-    owner = jnp.clip(jnp.searchsorted(last, jnp.arange(n_blocks), side="right"), 0, e - 1)
-    token = jnp.full((n_blocks * block,), n, jnp.int32).at[slot].set(jnp.arange(n * k) // k)
-
-    rows = jnp.concatenate([x, jnp.zeros((1, x.shape[1]))])[token].reshape(n_blocks, block, -1)
-    hidden = jax.nn.relu(jnp.einsum("nbh,nfh->nbf", rows, gate[owner]))
-    hidden = hidden * jnp.einsum("nbh,nfh->nbf", rows, up[owner])
-    y = jnp.einsum("nbf,nhf->nbh", hidden, down[owner]).reshape(n_blocks * block, -1)
-    y = (y[slot].reshape(n, k, -1) * weight[..., None]).sum(1)
-    return y, running[-1] / (n * k)
-
-
-def hidden_states(cfg, params, tokens):
-    """tokens [B, T] -> (final normed states [B, T, hidden], auxiliary losses {balance, z})."""
     batch, length = tokens.shape
     cos, sin = rope_tables(cfg, length)
+
+    def product(x, weight):
+        return jnp.matmul(x.astype(how.dtype), weight.T.astype(how.dtype), preferred_element_type=jnp.float32)
+
     x = params["embed"][tokens]
-    balance = z = 0.0
+    report = {"share": [], "probability": [], "z": [], "sparsity": [], "density": []}
     for i in range(cfg.layers):
         w = {name: p[i] for name, p in params.items() if name not in ("embed", "norm")}
-        router = x.reshape(batch * length, -1) @ w["router"].T  # raw residual, before the norm
+        router = x @ w["router"].T  # raw residual, before the norm
 
         a = rms_norm(x, w["attn_norm"], cfg.eps)
-        q = (a @ w["q"].T).reshape(batch, length, cfg.heads, cfg.head_dim)
-        k = (a @ w["k"].T).reshape(batch, length, cfg.kv_heads, cfg.head_dim)
-        v = (a @ w["v"].T).reshape(batch, length, cfg.kv_heads, cfg.head_dim)
+        q = product(a, w["q"]).reshape(batch, length, cfg.heads, cfg.head_dim)
+        k = product(a, w["k"]).reshape(batch, length, cfg.kv_heads, cfg.head_dim)
+        v = product(a, w["v"]).reshape(batch, length, cfg.kv_heads, cfg.head_dim)
         if not cfg.is_global(i):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        x = x + attention(q, k, v, 0 if cfg.is_global(i) else cfg.window) @ w["o"].T
+        x = x + product(attention(q, k, v, 0 if cfg.is_global(i) else cfg.window, how), w["o"])
 
-        f = rms_norm(x, w["ffn_norm"], cfg.eps).reshape(batch * length, -1)
-        y, share = experts(cfg, f, router, w["gate"], w["up"], w["down"])
-        x = x + y.reshape(x.shape)
+        f = rms_norm(x, w["ffn_norm"], cfg.eps)
+        y, found = moe.experts(cfg.top_k, how, f, router, w["gate"], w["up"], w["down"])
+        x = x + y
+        found |= {"probability": jax.nn.softmax(router, -1).mean(1), "z": jnp.mean(router * router)}
+        for name, value in found.items():
+            report[name].append(value)
+    return rms_norm(x, params["norm"], cfg.eps), {name: jnp.stack(values) for name, values in report.items()}
 
-        # Equal load minimises experts * sum(share * mean probability) to 1.0; small logits keep the sigmoid alive.
-        balance += cfg.experts * jnp.sum(share * jax.nn.softmax(router, -1).mean(0)) / cfg.layers
-        z += jnp.mean(router * router) / cfg.layers
-    return rms_norm(x, params["norm"], cfg.eps), {"balance": balance, "z": z}
 
-
-def logits(cfg, params, tokens):
+def logits(cfg, params, tokens, how=Compute()):
     """tokens [B, T] -> float32 [B, T, vocab], tied head."""
-    return hidden_states(cfg, params, tokens)[0] @ params["embed"].T
+    return hidden_states(cfg, params, tokens, how)[0] @ params["embed"].T
 
 
-def loss(cfg, params, tokens, targets, weights):
-    """Mean next-token cross entropy in nats, weighted per target, and the auxiliary losses."""
-    states, aux = hidden_states(cfg, params, tokens)
-    states = states.reshape(-1, cfg.hidden)
-    picked = jnp.sum(states * params["embed"][targets.reshape(-1)], -1)  # cheaper to differentiate than picking from y
-    nats = jax.nn.logsumexp(states @ params["embed"].T, -1) - picked
-    weights = weights.reshape(-1)
-    return jnp.sum(weights * nats) / jnp.sum(weights), aux
+def nats(cfg, params, tokens, targets, how=Compute()):
+    """Cross entropy of every target in nats, float32 [B, T], and the layers' report."""
+    states, report = hidden_states(cfg, params, tokens, how)
+    picked = jnp.sum(states * params["embed"][targets], -1)  # cheaper to differentiate than picking from the logits
+    head = params["embed"].T.astype(how.dtype)
+    y = jnp.matmul(states.astype(how.dtype), head, preferred_element_type=jnp.float32)
+    return jax.nn.logsumexp(y, -1) - picked, report

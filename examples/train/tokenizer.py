@@ -43,18 +43,16 @@ def train(texts, vocab_size):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--vocab", type=int, default=2048)
-    ap.add_argument("--documents", type=int, default=40000)
+    ap.add_argument("--vocab", type=int, default=4096)
     ap.add_argument("--out", default="run/tokenizer.json")
     a = ap.parse_args()
     os.makedirs(os.path.dirname(a.out) or ".", exist_ok=True)
-    source = (text for _, text in data.documents("train", seed=1))
-    tok = train(itertools.islice(source, a.documents), a.vocab)
+    tok = train(data.tokenizer_texts(), a.vocab)
     tok.save(a.out)
-    sample = list(itertools.islice((t for _, t in data.documents("heldout")), 500))
-    n_bytes = sum(len(t.encode()) for t in sample)
-    n_tokens = sum(len(tok.encode(t).ids) for t in sample)
-    print(f"{a.out}: {tok.get_vocab_size()} tokens, {n_bytes / n_tokens:.2f} bytes per token")
+    for domain in data.DOMAINS:
+        sample = [t[:20000] for _, t in itertools.islice(data.documents("heldout", domain=domain), 200)]
+        n_bytes, n_tokens = sum(len(t.encode()) for t in sample), sum(len(tok.encode(t).ids) for t in sample)
+        print(f"{a.out}: {tok.get_vocab_size()} tokens, {domain}: {n_bytes / n_tokens:.2f} bytes per token")
 
 
 if __name__ == "__main__":
