@@ -131,11 +131,12 @@ def generated_rows(tokenizer, split, seed, length, n_rows, domain, long=False):
     end = tokenizer.token_to_id(END)
     rng = random.Random(f"smallthinker/{split}/{seed}/{domain}/rows")
     held_out = split == "heldout"
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # without offsets, where the library can
     out = np.empty((n_rows, length), np.uint16)
     done, row = 0, []
     while done < n_rows:
         batch = [generated(rng, domain, held_out, long) for _ in range(256)]
-        for encoded in tokenizer.encode_batch_fast(batch):
+        for encoded in encode(batch):
             row += encoded.ids
             row.append(end)
             if len(row) >= length:
