@@ -1,7 +1,6 @@
 """Checkpoints: one .npz with everything a resumed run needs, weights alone, or weights in parts of limited size.
 
-Names inside: `config` and `progress` (JSON), `param.*`, and in a full checkpoint the optimizer's `m.*`, `v.*`, `t`,
-`l1`.
+Names inside: `config` and `progress` (JSON), `param.*`, and in a full checkpoint the optimizer's `m.*`, `v.*`, `t`.
 """
 import dataclasses
 import json
@@ -23,7 +22,7 @@ def save(path, cfg, params, progress, state=None, dtype=np.float32):
     arrays = {f"param.{k}": np.asarray(v).astype(dtype) for k, v in params.items()}
     if state:
         arrays |= {f"{part}.{k}": np.asarray(v) for part in ("m", "v") for k, v in state[part].items()}
-        arrays |= {k: np.asarray(state[k]) for k in ("t", "l1")}
+        arrays["t"] = np.asarray(state["t"])
     write(path, cfg, arrays, progress)
 
 
@@ -62,4 +61,4 @@ def load(path):
     cfg, params, progress = load_params(path)
     with np.load(path) as z:
         part = lambda p: {k.removeprefix(p): z[k] for k in z.files if k.startswith(p)}
-        return cfg, params, {"m": part("m."), "v": part("v."), "t": z["t"], "l1": z["l1"]}, progress
+        return cfg, params, {"m": part("m."), "v": part("v."), "t": z["t"]}, progress

@@ -156,12 +156,12 @@ def arguments():
 
 def start(args, vocab):
     """(Config, weights, optimizer state, progress) as the arguments ask."""
-    progress = {"step": 0, "seconds": 0.0}
+    progress = {}
     if args.resume:
         cfg, params, state, progress = store.load(os.path.join(args.out, "checkpoint.npz"))
         state = jax.tree.map(jnp.asarray, state)
     elif args.init:
-        cfg, params, _ = store.load_params(*args.init)
+        cfg, params, progress = store.load_params(*args.init)
     else:
         cfg = model.Config(vocab=vocab, **args.config)
         params = model.init(cfg, jax.random.PRNGKey(args.seed))
@@ -169,8 +169,9 @@ def start(args, vocab):
     params = jax.tree.map(jnp.asarray, params)
     if not args.resume:
         muon = optim.MATRICES + (optim.EXPERTS if args.muon_experts else ())
-        state = optim.init(params, muon) | {"l1": jnp.full((cfg.layers,), 1e-3)}
-    return cfg, params, state, progress
+        state = optim.init(params, muon)
+    state["l1"] = jnp.asarray(progress.get("l1", [1e-3] * cfg.layers), jnp.float32)
+    return cfg, params, state, progress if args.resume else {"step": 0, "seconds": 0.0}
 
 
 def main():
@@ -193,9 +194,12 @@ def main():
         seconds = time.time() - begin
         return seconds, max(n / args.steps, seconds / (args.minutes * 60))
 
-    log, saved, kept = None, progress["seconds"], 0
-    full = lambda: store.save(os.path.join(args.out, "checkpoint.npz"), cfg, params,
-                                   {"step": n, "seconds": time.time() - begin}, state)
+    def save(name, full=False):
+        """Write a checkpoint of this moment to --out."""
+        progress = {"step": n, "seconds": time.time() - begin, "l1": np.asarray(state["l1"]).tolist()}
+        store.save(os.path.join(args.out, name), cfg, params, progress, state if full else None)
+
+    log, tokens, saved, kept = None, 0, progress["seconds"], 0
     while (passed := done())[1] < 1:
         seconds, share = passed
         rows, weights, domains = next(stream)
@@ -205,20 +209,20 @@ def main():
             log = Log(os.path.join(args.out, "log.jsonl"), mix, rows.shape[1] - 1)
         scale = args.lr * schedule(n, share, args.warmup, args.decay, args.final)
         hyper = {"scale": scale, "balance": args.balance_weight, "sparsity": args.sparsity}
-        params, state, seen = step(params, state, rows, weights, {k: jnp.float32(v) for k, v in hyper.items()})
+        params, state, seen = step(params, state, rows, weights, {k: np.float32(v) for k, v in hyper.items()})
         log.add(seen, domains)
         n += 1
         if n % args.log_steps == 0:
             log.write(n, seconds, scale)
         if args.snapshots and kept < args.snapshots - 1 and share > 0.8 + 0.2 * kept / (args.snapshots - 1):
-            store.save(os.path.join(args.out, f"weights.{kept}.npz"), cfg, params, {"step": n, "seconds": seconds})
+            save(f"weights.{kept}.npz")
             kept += 1
         if seconds - saved > args.checkpoint_minutes * 60:
             saved = seconds
-            full()
-    full()
+            save("checkpoint.npz", full=True)
+    save("checkpoint.npz", full=True)
     if args.snapshots:
-        store.save(os.path.join(args.out, f"weights.{args.snapshots - 1}.npz"), cfg, params, {"step": n})
+        save(f"weights.{args.snapshots - 1}.npz")
     print(f"done: {n} steps, {n * tokens:,} tokens", flush=True)
 
 
