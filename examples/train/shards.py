@@ -26,27 +26,30 @@ class Reader:
     """Rows of one folder, by domain and running number."""
 
     def __init__(self, folder):
-        self.folder, self.open = folder, {}
+        self.folder, self.count, self.open, self.per_file = folder, {}, {}, {}
 
     def path(self, domain, i):
         return os.path.join(self.folder, f"{domain}.{i:05d}.npy")
 
     def file(self, domain, i):
         """File i, modulo those that exist; waits for the first."""
-        while not os.path.exists(self.path(domain, 0)):
+        n = self.count.get(domain, 0)
+        while n <= i and os.path.exists(self.path(domain, n)):
+            n += 1
+        while n == 0:
             time.sleep(0.2)
-        if not os.path.exists(self.path(domain, i)):
-            exist = next(n for n in itertools.count(1) if not os.path.exists(self.path(domain, n)))
-            i %= exist
+            n = int(os.path.exists(self.path(domain, 0)))
+        self.count[domain], i = n, i % n
         if self.open.get(domain, (-1,))[0] != i:
             self.open[domain] = i, np.load(self.path(domain, i))
         return self.open[domain][1]
 
     def rows(self, domain, number, count):
         """The `count` rows of group `number`: files are used from their start, whole groups only."""
-        per_file = len(self.file(domain, 0)) // count
-        start = number % per_file * count
-        return self.file(domain, number // per_file)[start : start + count]
+        if domain not in self.per_file:
+            self.per_file[domain] = len(self.file(domain, 0)) // count
+        file, place = divmod(number, self.per_file[domain])
+        return self.file(domain, file)[place * count : (place + 1) * count]
 
 
 def batches(folder, mix, groups, group, step=0):
