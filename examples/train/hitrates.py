@@ -33,6 +33,7 @@ def hit_rates(path, text, budgets):
     """{policy: [hit rate by budget]} of one text, and how many tokens it had."""
     with tempfile.TemporaryDirectory() as tmp, smallthinker.Model(path) as model:
         trace = os.path.join(tmp, "text.trace")
+        text = model.detokenize(model.tokenize(text)[: model.context_length - 8])  # cut anew, it may have a few tokens more
         smallthinker.trace(model, text, trace, max_tokens=0, prompt_tokens=1)
         found = smallthinker.policies(trace, budgets=budgets)
     rates = {}

@@ -215,15 +215,18 @@ def _things(rng, n):
 
 
 def who_has(rng, _):
-    """Which of two to four people holds a thing: an answer that has to be looked up in the question."""
+    """Which of two to four people holds a thing: an answer that has to be looked up in the question. What follows a word is
+    easy to find, what came before it is not, so the answer says first of every thing whose it is."""
     n = pick(rng, (2, 3, 3, 4))
     names, things = rng.sample(NAMES, n), _things(rng, n)
-    facts = " ".join(articles(f"{p} has a {t}.") for p, t in zip(names, things))
+    facts = [articles(f"{p} has a {t}") for p, t in zip(names, things)]
     i = int(rng.random() * n)
-    short = things[i].split()[1]
+    shorts = [t.split()[1] for t in things]
+    question = ". ".join(facts) + ". "
     if rng.random() < 0.5:
-        return f"{facts} Who has the {short}?", f"{names[i]} has the {short}."
-    return f"{facts} What does {names[i]} have?", articles(f"{names[i]} has a {things[i]}.")
+        steps = " ".join(f"{fact}: the {short} is {name}'s." for fact, short, name in zip(facts, shorts, names))
+        return f"{question}Who has the {shorts[i]}?", f"{steps} So the {shorts[i]} is {names[i]}'s."
+    return f"{question}What does {names[i]} have?", facts[i] + "."
 
 
 def gives(rng, _):

@@ -20,8 +20,8 @@ PROMPTS = [
     "My favorite thing is", "The boat was", "She gave him a", "After lunch they", "At the end of the",
 ]
 TOKENS = 64
-# Two tokens are nearly tied when the reference's logits are this close.
-NEAR_TIE = 0.05
+# Two tokens are nearly tied when the reference's logits are this close, in deviations of all its logits.
+NEAR_TIE = 0.025
 STOP = -1
 
 OTHER = """
@@ -83,6 +83,6 @@ def test_greedy_tokens_agree_or_are_near_ties(model_path, tmp_path):
             print(f"{prompt!r}: differs at token {at}: ours {ours[at]}, theirs {other[at]}; "
                   f"ours is ahead by {gap:.4f} in our logits, by {true_gap:.4f} in the reference's")
             assert gap >= 0
-            assert true_gap > -NEAR_TIE
+            assert true_gap > -NEAR_TIE * reference.std()
         print(f"{same} of {len(PROMPTS)} prompts agree in all of {TOKENS} tokens")
         assert same >= len(PROMPTS) // 2

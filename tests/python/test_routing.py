@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 
+import gguf
 import pytest
 from test_cli import output, smallthinker
 
@@ -89,7 +90,9 @@ def test_commands(model_path, tmp_path):
     text, trace, picture = tmp_path / "text", tmp_path / "trace", tmp_path / "picture.svg"
     text.write_text(PROMPT, encoding="utf-8")
     said = output("trace", "--model", model_path, "-f", text, "-n", 20, "--seed", 1, "-o", trace)
-    assert "decoded, 2 experts in each of 6 layers" in said
+    fields = gguf.GGUFReader(model_path).fields
+    used, layers = (fields[f"smallthinker.{key}"].contents() for key in ("expert_used_count", "block_count"))
+    assert f"decoded, {used} experts in each of {layers} layers" in said
     again = tmp_path / "again"
     output("trace", "--model", model_path, "--prompt", PROMPT, "--max-tokens", 20, "-o", again)
     assert again.read_bytes() == trace.read_bytes()
