@@ -39,7 +39,7 @@ mod _smallthinker {
     #[pymodule_export]
     use crate::perplexity::perplexity;
     #[pymodule_export]
-    use crate::routing::{policies, trace};
+    use crate::routing::{policies, routing_profile, trace};
     #[pymodule_export]
     use crate::session::Session;
     #[pymodule_export]

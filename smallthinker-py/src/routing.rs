@@ -1,4 +1,4 @@
-//! The functions `trace` and `policies`.
+//! The functions `trace`, `policies` and `routing_profile`.
 
 use std::path::PathBuf;
 
@@ -45,6 +45,26 @@ pub(crate) fn trace<'py>(
         Ok(trace)
     })?;
     described(py, &recorded)
+}
+
+/// Evaluates a text token by token and tells how it uses the model: of each layer's experts the share of tokens that each of them
+/// was used by, and the share of their neurons that ReLU set to zero.
+#[pyfunction]
+pub(crate) fn routing_profile<'py>(
+    py: Python<'py>,
+    model: &Model,
+    text: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    let model = model.handle.model()?;
+    let cancel = CancelFlag::new();
+    let stop = Stop::new(cancel.clone());
+    let found = enter::interruptible(py, &stop, || routing::profile(&model, text, &cancel))?;
+    let dict = PyDict::new(py);
+    dict.set_item("tokens", found.tokens)?;
+    dict.set_item("experts_used", model.hparams().top_k)?;
+    dict.set_item("frequency", found.frequency)?;
+    dict.set_item("sparsity", found.sparsity)?;
+    Ok(dict)
 }
 
 /// Replays a file of trace() against the policies of the expert cache, and against the one that knows the future.

@@ -117,6 +117,25 @@ def test_bench(model_path, tmp_path):
     assert done.returncode == 1 and "text: found" in done.stderr
 
 
+def test_profile_of_routing(model_path, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl who lived in a village.", encoding="utf-8")
+    found = json.loads(output("profile", model_path, "--routing", text, "--json"))
+    layers = len(found["sparsity"])
+    lines = output("profile", model_path, "--routing", text, "--plot", tmp_path / "p").splitlines()
+    rows = [line.split() for line in lines[3:-2]]
+    assert [row[0] for row in rows] == [*map(str, range(layers)), "median"]
+    assert [row[4] for row in rows[:-1]] == [f"{x:.1%}" for x in found["sparsity"]]
+    assert [row[1] for row in rows[:-1]] == [f"{max(layer):.1%}" for layer in found["frequency"]]
+    assert lines[-2:] == [str(tmp_path / f"p-{name}.png") for name in ("experts", "sparsity")]
+    for path in lines[-2:]:
+        with open(path, "rb") as f:
+            assert f.read(8) == b"\x89PNG\r\n\x1a\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    done = smallthinker("profile", model_path, "--plot", tmp_path / "p")
+    assert done.returncode == 1 and "--routing" in done.stderr
+
+
 def test_profile(model_path):
     args = ["profile", model_path, "--prompt-tokens", 8, "--gen-tokens", 4]
     args += ["--threads", 1, "--memory-budget", "1GiB", "--kernels", "scalar"]

@@ -1,5 +1,6 @@
 """Logits against the JAX reference of `examples/train`, which shares nothing with the engine but the weights."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -19,6 +20,29 @@ def reference_logits(directory, ids, out):
     command = [sys.executable, REFERENCE, directory, "--tokens", ",".join(map(str, ids)), "--out", out]
     subprocess.run(list(map(str, command)), check=True)
     return np.load(out).astype(np.float64)
+
+
+ROUTING = """
+import json, sys
+import jax.numpy as jnp, numpy as np
+sys.path.insert(0, sys.argv[1])
+from reference import Reference
+
+class Counting(Reference):
+    def experts(self, layer, router, x):
+        chosen = jnp.argsort(-router, axis=-1, stable=True)[:, : self.config["moe_num_active_primary_experts"]]
+        used = np.zeros((len(x), self.config["moe_num_primary_experts"]), bool)
+        np.put_along_axis(used, np.asarray(chosen), True, 1)
+        gates = [np.asarray(x @ self.weight(layer, f"block_sparse_moe.experts.{e}.gate").T) for e in range(used.shape[1])]
+        zeros = np.concatenate([(gate <= 0)[used[:, e]].ravel() for e, gate in enumerate(gates)])
+        found["frequency"].append(used.mean(0).tolist())
+        found["sparsity"].append(float(zeros.mean()))
+        return super().experts(layer, router, x)
+
+found = {"frequency": [], "sparsity": []}
+Counting(sys.argv[2]).logits(json.loads(sys.argv[3]))
+print(json.dumps(found))
+"""
 
 
 def engine_logits(path, ids, **options):
@@ -54,6 +78,25 @@ def test_f32_file_agrees_beyond_the_window(trained):
     worst = abs(ours - reference).max()
     print(f"F32: {len(ids)} positions, max abs difference {worst:.2e}")
     assert worst < 2e-3
+
+
+def test_routing_profile(trained):
+    folder, _, _ = trained
+    path = folder / "f32.gguf"
+    if not path.exists():
+        smallthinker.convert(str(folder / "hf"), str(path), type="f32")
+    with smallthinker.Model(str(path), kv_type="f32") as model:
+        ids = model.tokenize(TEXT)
+        found = smallthinker.routing_profile(model, TEXT)
+        with pytest.raises(smallthinker.InvalidArgument, match="text"):
+            smallthinker.routing_profile(model, "")
+    command = [sys.executable, "-c", ROUTING, REFERENCE.parent, folder / "hf", json.dumps(ids)]
+    want = json.loads(subprocess.run(list(map(str, command)), check=True, capture_output=True).stdout)
+    assert found["tokens"] == len(ids)
+    # A near tie may be chosen otherwise by one token.
+    assert np.abs(np.array(found["frequency"]) - want["frequency"]).max() <= 1 / len(ids) + 1e-9
+    assert np.allclose(np.sum(found["frequency"], axis=1), found["experts_used"])
+    assert np.allclose(found["sparsity"], want["sparsity"], atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])

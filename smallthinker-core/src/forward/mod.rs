@@ -58,6 +58,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) detailed: bool,
     /// The chosen experts of all layers so far, where they are recorded.
     pub(crate) routing: Option<Vec<u32>>,
+    /// With it: of each layer's neurons, how many were above zero after ReLU, and how many there were, of tokens evaluated alone.
+    pub(crate) neurons: Vec<[u64; 2]>,
     /// Whether to read what the next layer is expected to choose.
     pub(crate) look_ahead: bool,
     /// That, for the layer in progress.
@@ -176,6 +178,16 @@ impl Pass<'_> {
         self.routing.iter_mut().for_each(|all| all.extend(s.choices.iter().map(|c| c.expert as u32)));
         self.clock.bytes(Stage::Router, w.router.bytes());
         Ok(())
+    }
+
+    /// Notes how many of a layer's neurons were active, where routing is recorded.
+    fn count_neurons(&mut self, layer: usize, active: usize, of: usize) {
+        if self.routing.is_some() {
+            self.neurons.resize(self.h.n_layers, [0; 2]);
+            let [all_active, all] = &mut self.neurons[layer];
+            *all_active += active as u64;
+            *all += of as u64;
+        }
     }
 
     /// What the router of `layer` chooses for the residual stream as it is, in `s.choices`.

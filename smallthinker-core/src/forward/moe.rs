@@ -83,6 +83,8 @@ fn one_token(
         let here = &slots[before..];
         let round = blocks * before..blocks * order.len();
         gate_up(pass, parts, here, xs, &mut s.blocks[round.clone()])?;
+        let active = s.blocks[round.clone()].iter().map(|b| b.up_rows).sum();
+        pass.count_neurons(layer, active, here.len() * ffn);
         if by_neuron {
             s.sparse.clear();
             s.sparse.extend(s.blocks[round].iter().map(|b| b.packed));

@@ -52,6 +52,9 @@ pub(super) fn by_expert(
         s.up.resize(n * ffn, 0.0);
         linear(team, kernels, &[gate], &s.gathered, &mut s.batch, &mut s.gate)?;
         linear(team, kernels, &[up], &s.gathered, &mut s.batch, &mut s.up)?;
+        if xs.tokens() == 1 {
+            pass.count_neurons(layer, s.gate.iter().filter(|g| **g > 0.0 || g.is_nan()).count(), ffn);
+        }
         kernels.relu_mul(&mut s.gate, &s.up)?;
         pass.clock.lap(Stage::GateUp);
         if parts.down_layout == DownLayout::ByNeuron {

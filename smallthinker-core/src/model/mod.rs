@@ -262,6 +262,7 @@ impl Inner {
             clock: Clock::start(),
             detailed: false,
             routing: None,
+            neurons: Vec::new(),
             look_ahead: self.looks_ahead(),
             guess: Vec::new(),
             predictor: None,

@@ -23,6 +23,7 @@ mod contents;
 mod file;
 mod guesses;
 mod machine;
+mod profile;
 mod record;
 mod replay;
 mod simulate;
@@ -34,6 +35,7 @@ mod tests;
 mod trace;
 
 pub use budget::CacheBudget;
+pub use profile::{RoutingProfile, profile};
 pub use record::{RecordOptions, record};
 pub use replay::{Accesses, Replay, ReplayPolicy, replay};
 pub use simulate::{ComputeTimes, SimOptions, Simulation, simulate};

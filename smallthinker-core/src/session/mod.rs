@@ -36,6 +36,8 @@ pub struct Session {
     cancel: CancelFlag,
     detailed: bool,
     routing: Option<Trace>,
+    /// Active neurons and neurons of each layer, while routing is recorded.
+    neurons: Vec<[u64; 2]>,
     /// How the next generation step makes its logits.
     lm_head: LmHead,
     /// Rows of the head that a sparse one computes in any case.
@@ -78,6 +80,7 @@ impl Session {
             cancel: CancelFlag::new(),
             detailed: false,
             routing: None,
+            neurons: Vec::new(),
             lm_head: LmHead::Full,
             head_rows: Vec::new(),
             _lease: lease,
@@ -117,12 +120,19 @@ impl Session {
     /// Errors: [`Error::InvalidArgument`] for a model with more experts than a [`Trace`] can have.
     pub fn record_routing(&mut self) -> Result<()> {
         self.routing = Some(Trace::of(&self.model.inner)?);
+        self.neurons.clear();
         Ok(())
     }
 
     /// Ends a recording and returns it; `None` if there was none. Passes that failed are not in it.
     pub fn take_routing(&mut self) -> Option<Trace> {
         self.routing.take()
+    }
+
+    /// Of each layer's neurons, how many were active and how many there were, of the tokens that were evaluated one by one since
+    /// the recording began.
+    pub(crate) fn active_neurons(&self) -> &[[u64; 2]] {
+        &self.neurons
     }
 
     /// Obeys a flag that others share, from now on.
@@ -290,6 +300,10 @@ impl Session {
             pass.run(chunk, want, &mut self.kv, &mut self.scratch, &mut self.logits)?;
             done.stages.add(&pass.clock.times);
             done.head_rows += pass.rows_done;
+            self.neurons.resize(pass.neurons.len().max(self.neurons.len()), [0; 2]);
+            for (all, found) in self.neurons.iter_mut().zip(&pass.neurons) {
+                all.iter_mut().zip(found).for_each(|(all, found)| *all += found);
+            }
             if let Some((trace, choices)) = self.routing.as_mut().zip(pass.routing.take()) {
                 trace.push(kind, chunk.len(), choices)?;
             }

@@ -34,6 +34,7 @@ from ._smallthinker import (
     policies,
     profile,
     quantize,
+    routing_profile,
     simulate,
     trace,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "policies",
     "profile",
     "quantize",
+    "routing_profile",
     "shipped_model_path",
     "simulate",
     "trace",

@@ -22,6 +22,7 @@ from ._types import (
     PolicyComparison,
     Profile,
     Quantization,
+    RoutingProfile,
     Simulations,
     TraceSummary,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "policies",
     "profile",
     "quantize",
+    "routing_profile",
     "simulate",
     "trace",
 ]
@@ -334,6 +336,7 @@ def trace(
     temperature: float = 0.0,
     seed: int | None = None,
 ) -> TraceSummary: ...
+def routing_profile(model: Model, text: str) -> RoutingProfile: ...
 def policies(path: str | PathLike[str], *, budgets: Sequence[int | str] | None = None) -> PolicyComparison: ...
 def simulate(
     path: str | PathLike[str],

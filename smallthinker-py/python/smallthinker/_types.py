@@ -341,6 +341,19 @@ class TraceSummary(TypedDict):
     expert_bytes_per_token: int
 
 
+class RoutingProfile(TypedDict):
+    """How a text uses a model.
+
+    frequency[layer][expert] is the share of the text's tokens that used the expert; those of a layer add up to experts_used.
+    sparsity[layer] is the share of the neurons of the experts used that ReLU set to zero.
+    """
+
+    tokens: int
+    experts_used: int
+    frequency: List[List[float]]
+    sparsity: List[float]
+
+
 class Replay(TypedDict):
     """What a cache of one size would have done under one policy; figures without "prompt" are those of decode."""
 

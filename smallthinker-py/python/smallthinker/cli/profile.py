@@ -1,14 +1,19 @@
-"""`smallthinker profile`: where the time of a model goes."""
+"""`smallthinker profile`: where the time of a model goes, or how a text uses it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
+import sys
 from typing import Any, List
 
-from .._smallthinker import profile
-from .._types import ExpertKernel, Profile
-from ._options import add_model, load, streaming, streams
+from .._errors import InvalidArgument
+from .._smallthinker import profile, routing_profile
+from .._types import ExpertKernel, Profile, RoutingProfile
+from . import _heat
+from ._options import add_model, load, read_text, streaming, streams
 from .bench import bandwidth, experts
 
 HEADER = (
@@ -22,6 +27,12 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("profile", help="show where the time of a model goes")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="P", help="default: %(default)s")
     parser.add_argument("--gen-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--routing", metavar="FILE", help="a text in UTF-8: which experts it uses how often, and how sparse their neurons are"
+    )
+    parser.add_argument(
+        "--plot", metavar="PREFIX", help="with --routing: draw PREFIX-experts.png and PREFIX-sparsity.png (needs matplotlib)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_model(parser, positional=True)
     parser.set_defaults(run=run)
@@ -29,6 +40,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    if args.routing is not None:
+        return routing(args)
+    if args.plot is not None:
+        raise InvalidArgument("--plot draws what --routing found")
     with load(args) as model:
         found = profile(model, prompt_tokens=args.prompt_tokens, gen_tokens=args.gen_tokens)
     if args.json:
@@ -51,6 +66,35 @@ def run(args: argparse.Namespace) -> int:
     for part in ("gate", "up", "down"):
         print(f"{part:<10} {kinds([k for k in found['expert_kernels'] if k['part'] == part])}")
     return 0
+
+
+def routing(args: argparse.Namespace) -> int:
+    """How a text uses the experts."""
+    text = read_text(args.routing)
+    with load(args) as model:
+        found = routing_profile(model, text)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(f"{found['tokens']} tokens, {found['experts_used']} of {len(found['frequency'][0])} experts each\n")
+        routing_table(found)
+    if args.plot is not None:
+        title = f"{os.path.basename(args.model or 'shipped model')}, {os.path.basename(args.routing)}"
+        for path in _heat.write(found, title, args.plot):
+            print(path, file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def routing_table(found: RoutingProfile) -> None:
+    """Prints a row per layer, and the median of each column."""
+    print(f"{'layer':>6} {'busiest':>9} {'median':>9} {f'under {_heat.RARE:.0%}':>10} {'zeros':>7}")
+    rows = []
+    for layer, zeros in zip(found["frequency"], found["sparsity"]):
+        rare = sum(x < _heat.RARE for x in layer) / len(layer)
+        rows.append([max(layer), statistics.median(layer), rare, zeros])
+    for name, row in [*enumerate(rows), ("median", [statistics.median(column) for column in zip(*rows)])]:
+        busiest, median, rare, zeros = row
+        print(f"{name:>6} {busiest:>9.1%} {median:>9.1%} {rare:>10.1%} {zeros:>7.1%}")
 
 
 def table(found: Profile) -> None:
