@@ -82,9 +82,9 @@ impl Slab {
         #[cfg(target_os = "linux")]
         {
             // Whole pages only: those at the ends are shared with the neighbours.
-            const PAGE: usize = 4096;
+            let page = rustix::param::page_size();
             let from = (self.base.as_ptr() as usize).wrapping_sub(self.map.base.as_ptr() as usize);
-            let (first, end) = (from.next_multiple_of(PAGE), (from + self.len) / PAGE * PAGE);
+            let (first, end) = (from.next_multiple_of(page), (from + self.len) / page * page);
             if first < end {
                 let advice = memmap2::UncheckedAdvice::DontNeed;
                 // SAFETY: the pages belong to this slab alone, which is borrowed mutably; zeros are as good as any bytes.

@@ -100,12 +100,20 @@ impl Shared {
         }
         self.complete.store(slots >= self.index.experts(), Ordering::Relaxed);
         let mut state = self.lock();
-        while !state.resize(slots, &self.index)? {
+        let done = loop {
+            match state.resize(slots, &self.index) {
+                Ok(false) => {}
+                Ok(true) => break Ok(()),
+                Err(error) => break Err(error),
+            }
             let woken = self.changed.wait_timeout(state, POLL);
             state = woken.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
-        }
+        };
+        let slots = state.slots;
         drop(state);
-        lease.resize("expert slots", bytes)
+        self.complete.store(slots >= self.index.experts(), Ordering::Relaxed);
+        lease.resize("expert slots", (slots as u64).saturating_mul(self.index.slot_bytes as u64))?;
+        done
     }
 
     fn reads(&self) -> Reads {
@@ -224,6 +232,12 @@ impl ExpertCache {
         self.shared.work.notify_all();
     }
 
+    /// Whether some of the threads that read have nothing to do.
+    pub(crate) fn has_idle_reader(&self) -> bool {
+        let state = self.shared.lock();
+        state.queue.is_empty() && state.reading.inside() < self.readers.count()
+    }
+
     /// Threads that read.
     pub(crate) fn readers(&self) -> usize {
         self.readers.count()
@@ -319,11 +333,20 @@ impl ExpertCache {
         }
     }
 
+    /// Lets the pass in progress hold some experts at once, up to `most`, as many as half of the slots; the cache keeps slots for
+    /// them as long as this lives.
+    pub(crate) fn hold(&self, most: usize) -> Hold<'_> {
+        let mut state = self.shared.lock();
+        state.held = (state.slots / MIN_SLOTS_PER_CHOICE).clamp(1, most);
+        Hold { shared: &self.shared, experts: state.held }
+    }
+
     /// Changes the number of slots, evicting what there is no room for. Waits for reads in progress and for experts that are
     /// held.
     pub(crate) fn resize(&self, slots: usize) -> Result<()> {
+        self.shared.resize(&mut self.shared.lease(), slots)?;
         self.shared.wanted.store(slots, Ordering::Relaxed);
-        self.shared.resize(&mut self.shared.lease(), slots)
+        Ok(())
     }
 
     /// Takes back slots that were given up, as far as the budget allows by now.
@@ -375,6 +398,20 @@ impl ExpertCache {
             reading: state.reading.total(),
             ..state.stats.clone()
         }
+    }
+}
+
+/// Slots that a pass can count on, see [`ExpertCache::hold`].
+pub(crate) struct Hold<'c> {
+    shared: &'c Shared,
+    /// How many.
+    pub(crate) experts: usize,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().held = 0;
+        self.shared.changed.notify_all();
     }
 }
 

@@ -44,6 +44,10 @@ impl<B> Queue<B> {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chosen.is_empty() && self.guesses.is_empty()
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Job<B>> {
         self.chosen.pop_front().or_else(|| self.guesses.pop_front())
     }

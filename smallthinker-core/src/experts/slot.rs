@@ -79,8 +79,10 @@ pub(super) struct State {
     free: Vec<Slot>,
     /// Slots of a larger budget, their memory given back.
     retired: Vec<Slot>,
-    /// Experts that were read for a guess and have not been used since.
+    /// Experts that were requested for a guess, until their layer's turn.
     guessed: Vec<ExpertId>,
+    /// Slots that the pass in progress may hold at once: fewer will not do.
+    pub(super) held: usize,
     /// Nothing more is to be read.
     pub(super) closed: bool,
 }
@@ -99,6 +101,7 @@ impl State {
             free: new_slots(slots, index)?,
             retired: Vec::new(),
             guessed: Vec::new(),
+            held: 0,
             closed: false,
         })
     }
@@ -181,8 +184,8 @@ impl State {
     }
 
     /// Takes the slot of an expert that is not held and that the pass in progress will not need, in this layer or, as far as
-    /// it has been guessed, in the next. If the need is `Urgent`, rather than none that of the expert that the pass needs
-    /// last.
+    /// it has been guessed, in those after it. If the need is `Urgent`, rather than none that of the guess made last, or of the
+    /// expert of this layer that the pass needs last.
     fn evict(&mut self, urgency: Urgency) -> Option<Slot> {
         let (entries, awaited, guessed) = (&self.entries, &self.awaited, &self.guessed);
         // The lock is held, and clones are made only under it: a count of one stays one.
@@ -195,7 +198,7 @@ impl State {
             // Experts are computed in the order of their numbers.
             let of_layer = (0..awaited.uses.len()).rev().map(|expert| (awaited.layer, expert));
             let urgent = urgency == Urgency::Urgent;
-            guessed.iter().copied().chain(of_layer).find(|id| urgent && idle(id))
+            guessed.iter().rev().copied().chain(of_layer).find(|id| urgent && idle(id))
         })?;
         if let Some(place) = self.guessed.iter().position(|id| *id == victim) {
             self.guessed.swap_remove(place);
@@ -251,14 +254,17 @@ impl State {
         false
     }
 
-    /// Brings the number of slots nearer to `wanted`; returns whether it is that now. If not, experts are held or on
-    /// their way.
+    /// Brings the number of slots nearer to `wanted`; returns whether it is that now. If not, experts are held, to be held or
+    /// on their way.
     pub(super) fn resize(&mut self, wanted: usize, index: &ExpertIndex) -> Result<bool> {
-        while self.slots > wanted {
+        while self.slots > wanted.max(self.held) {
             let Some(mut slot) = self.take_slot(Urgency::Urgent) else { return Ok(false) };
             slot.iter_mut().for_each(Slab::discard);
             self.retired.push(slot);
             self.slots -= 1;
+        }
+        if self.slots > wanted {
+            return Ok(false);
         }
         let again = self.retired.len().min(wanted - self.slots);
         let fresh = new_slots(wanted - self.slots - again, index)?;
@@ -280,6 +286,9 @@ fn jobs(id: ExpertId, slot: Slot) -> impl Iterator<Item = Job> {
 
 /// Memory for slots.
 fn new_slots(slots: usize, index: &ExpertIndex) -> Result<Vec<Slot>> {
+    if slots == 0 {
+        return Ok(Vec::new());
+    }
     let refuse = || Error::Budget {
         what: format!("{slots} expert slots"),
         needed: (slots as u64).saturating_mul(index.slot_bytes as u64),

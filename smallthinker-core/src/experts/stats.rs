@@ -107,6 +107,11 @@ impl Stopwatch {
         }
     }
 
+    /// Threads at work.
+    pub(super) fn inside(&self) -> usize {
+        self.inside
+    }
+
     /// The time so far.
     pub(super) fn total(&self) -> Duration {
         self.total + self.since.map_or(Duration::ZERO, |since| since.elapsed())

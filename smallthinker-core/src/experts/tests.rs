@@ -137,6 +137,36 @@ fn a_pass_evicts_what_it_has_computed_before_what_it_still_needs() {
     }
 }
 
+/// A session that needs memory while a prompt holds experts gets it when the prompt can spare it, and not at its expense.
+#[test]
+fn slots_are_given_up_between_what_a_pass_holds_at_once() {
+    let file = File::new();
+    let cache = file.cache(6);
+    let slot = cache.index().slot_bytes as u64;
+    std::thread::scope(|scope| {
+        let hold = cache.hold(16);
+        assert_eq!(hold.experts, 3);
+        let mut held = vec![cache.acquire((0, 0), &CancelFlag::new()).unwrap()];
+        // All but one slot.
+        let shared = &cache.shared;
+        let giver = scope.spawn(move || shared.give_back(5 * slot));
+        let until = Instant::now() + Duration::from_secs(10);
+        while cache.slots() > 3 && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(2 * POLL);
+        assert_eq!(cache.slots(), 3);
+        for expert in 1..3 {
+            held.push(cache.acquire((0, expert), &CancelFlag::new()).unwrap());
+        }
+        assert!(!giver.is_finished());
+        drop((held, hold));
+        assert!(giver.join().unwrap());
+        assert_eq!(cache.slots(), 1);
+    });
+    check(&cache, (2, 3));
+}
+
 #[test]
 fn all_slots_held_is_an_error_not_a_hang() {
     let file = File::new();

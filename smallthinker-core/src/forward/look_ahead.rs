@@ -5,37 +5,53 @@ use crate::Result;
 use crate::forward::clock::Stage;
 use crate::forward::{Pass, Scratch};
 
+/// Layers that guesses go ahead: the next one in any case, a farther one if some reader has nothing to do, so that an expert
+/// can be read while several layers are computed. Every look costs reading a router.
+const AHEAD: [usize; 2] = [1, 4];
+
 /// Of the choices guessed for a single token, those that are read in advance.
 pub(crate) fn guesses_of_one_token(top_k: usize) -> usize {
     top_k.div_ceil(2)
 }
 
 impl Pass<'_> {
-    /// Applies the router of the layer after `layer` to the residual stream as it is after attention, that is without
-    /// what the experts of `layer` are still to add, and starts reading what it chooses.
+    /// Applies routers of the next layers to the residual stream as it is after attention, that is without what the experts of
+    /// `layer` and those between are still to add, and starts reading what they choose.
     pub(super) fn guess_next(&mut self, layer: usize, s: &mut Scratch) -> Result<()> {
         self.guess.clear();
-        let next = layer + 1;
-        if !self.look_ahead || next >= self.h.n_layers {
+        if !self.look_ahead {
             return Ok(());
         }
         self.clock.lap(Stage::Norm);
-        // The choices of the layer in progress stand.
-        std::mem::swap(&mut s.choices, &mut s.guesses);
-        let done = self.apply_router(next, s);
-        std::mem::swap(&mut s.choices, &mut s.guesses);
-        done?;
-        if s.guesses.len() == self.h.top_k {
-            // Of one token, the surest half: enough to keep storage busy until the layer's turn, and seldom read in vain. Of a
-            // prompt's tokens, nearly all experts will be needed.
-            s.guesses.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert)));
-            s.guesses.truncate(guesses_of_one_token(self.h.top_k));
+        for ahead in AHEAD {
+            let next = layer + ahead;
+            let one = s.choices.len() == self.h.top_k;
+            if next >= self.h.n_layers || ahead > 1 && !(one && self.cache.has_idle_reader()) {
+                break;
+            }
+            // The choices of the layer in progress stand.
+            std::mem::swap(&mut s.choices, &mut s.guesses);
+            let done = self.apply_router(next, s);
+            std::mem::swap(&mut s.choices, &mut s.guesses);
+            if done.is_err() {
+                break; // of numbers that this token may never come to
+            }
+            if one {
+                // Of one token, the surest half: enough to keep storage busy until the layer's turn, and seldom read in vain. Of
+                // a prompt's tokens, nearly all experts will be needed.
+                s.guesses
+                    .sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert)));
+                s.guesses.truncate(guesses_of_one_token(self.h.top_k));
+            }
+            let mut guess: Vec<usize> = s.guesses.iter().map(|c| c.expert).collect();
+            guess.sort_unstable();
+            guess.dedup();
+            self.cache.guess(next, &guess);
+            if ahead == 1 {
+                self.guess = guess;
+            }
+            self.clock.bytes(Stage::Router, self.weights.layers[next].router.bytes());
         }
-        self.guess.extend(s.guesses.iter().map(|c| c.expert));
-        self.guess.sort_unstable();
-        self.guess.dedup();
-        self.request_guess(layer);
-        self.clock.bytes(Stage::Router, self.weights.layers[next].router.bytes());
         self.clock.lap(Stage::Router);
         Ok(())
     }

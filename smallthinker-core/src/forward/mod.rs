@@ -60,7 +60,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) routing: Option<Vec<u32>>,
     /// With it: of each layer's neurons, how many were above zero after ReLU, and how many there were, of tokens evaluated alone.
     pub(crate) neurons: Vec<[u64; 2]>,
-    /// Whether to read what the next layer is expected to choose.
+    /// Whether to read what the next layers are expected to choose.
     pub(crate) look_ahead: bool,
     /// That, for the layer in progress.
     pub(crate) guess: Vec<usize>,

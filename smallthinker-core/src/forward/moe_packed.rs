@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crate::Result;
-use crate::experts::{ExpertSlot, MIN_SLOTS_PER_CHOICE};
+use crate::experts::ExpertSlot;
 use crate::forward::Pass;
 use crate::forward::clock::Stage;
 use crate::forward::linear::{Batch, TaskBuffers, arrange, gemm, panels};
@@ -40,11 +40,12 @@ pub(super) fn experts(
     y: &mut [f32],
 ) -> Result<()> {
     let (team, kernels, cache) = (pass.team, pass.kernels, pass.cache);
-    // The other slots are for experts on their way.
-    let most = (cache.slots() / MIN_SLOTS_PER_CHOICE).clamp(1, MOST_EXPERTS);
     let touched: Vec<usize> = (0..users.len()).filter(|&e| !users[e].is_empty()).collect();
     let mut rest = &touched[..];
     while !rest.is_empty() {
+        // The other slots are for experts on their way. Sessions may take slots meanwhile, but not these.
+        let hold = cache.hold(MOST_EXPERTS);
+        let most = hold.experts;
         let (group, later) =
             rest.split_at(group_size(rest.iter().map(|&e| users[e].len()), xs.tokens(), most));
         rest = later;

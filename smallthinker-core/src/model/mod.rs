@@ -101,12 +101,15 @@ impl Model {
         let m = &*self.inner;
         let _between_passes = m.pool.team(&CancelFlag::new())?;
         let (slots, slot) = (m.cache.slots() as u64, m.plan.expert_slot);
-        let sessions = m.budget.used().saturating_sub(m.lease.bytes() + slots * slot);
-        let plan = m.plan.with_budget(bytes, sessions)?;
         let before = m.budget.limit();
-        m.budget.set_limit(bytes.max(before));
-        let done = m.cache.resize(plan.expert_slots as usize);
-        m.budget.set_limit(if done.is_ok() { bytes } else { before });
+        // At once, so that no session takes what there will not be.
+        m.budget.set_limit(bytes);
+        let sessions = m.budget.used().saturating_sub(m.lease.bytes() + slots * slot);
+        let plan = m.plan.with_budget(bytes, sessions);
+        let done = plan.and_then(|plan| m.cache.resize(plan.expert_slots as usize));
+        if done.is_err() {
+            m.budget.set_limit(before);
+        }
         done
     }
 
