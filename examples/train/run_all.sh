@@ -18,7 +18,7 @@ else
     FAST="" LONG_FAST=""
 fi
 if [ -n "${STEPS:-}" ]; then
-    TOKENS="2e4 2e4 2e4" ABLATION=$STEPS QUICK="--questions 2 --bytes 2000"
+    TOKENS="2e4 2e4 2e4" ABLATION=$STEPS QUICK="--questions 2 --bytes 2000" FEW="--tokens 2e4 --steps 20"
     for_time() { echo "--steps $STEPS"; }
 else
     for_time() { echo "--minutes $1"; }
@@ -58,6 +58,8 @@ fi
 }
 "$PYTHON" merge.py "$RUN"/chat/weights.*.npz --out "$RUN/merged.npz"
 "$PYTHON" export.py "$RUN/merged.npz" --out "$RUN/hf" --tokenizer "$RUN/tokenizer.json"
+# shellcheck disable=SC2086
+"$PYTHON" predictor.py "$RUN/hf" --shards "$RUN/shards/chat" --mix chat ${FEW:-}
 "$PYTHON" -m smallthinker convert "$RUN/hf" "$RUN/model.gguf" --type q4_0
 # shellcheck disable=SC2086
 "$PYTHON" evaluate.py "$RUN/hf" --engine "$RUN/model.gguf" --json "$RUN/scores.json" ${QUICK:-}

@@ -297,7 +297,7 @@ static void test_sparse_head(const st_model *full, const char *path) {
     options.lm_head = "sparse";
     CHECK_OK(st_model_open(path, &options, &model));
     CHECK_OK(st_model_stats(model, &state));
-    CHECK(strcmp(state.head_predictor, "sketch") == 0);
+    CHECK(strcmp(state.head_predictor, "file") == 0 || strcmp(state.head_predictor, "sketch") == 0);
     session = new_session(model, PROMPT);
     CHECK_OK(st_session_generate(session, &generate, NULL, NULL, &other, &stats));
     CHECK(strcmp(text, other) == 0);

@@ -2,10 +2,11 @@
 //! `tokenizer.json`) to a GGUF file that this library and mainline `llama.cpp` load.
 //!
 //! `config` (what the model is) → `checkpoint` (where the weights lie) → `plan` (which tensor becomes which)
-//! → `vocab` (tokenizer metadata) → this file (reads, quantizes, writes, a few megabytes at a time).
+//! → `vocab` (tokenizer metadata) and `head_sketch` → this file (reads, quantizes, writes, a few megabytes at a time).
 
 mod checkpoint;
 mod config;
+mod head_sketch;
 mod json;
 mod plan;
 mod requantize;
@@ -73,12 +74,13 @@ pub fn convert(hf_dir: &Path, out: &Path, options: ConvertOptions<'_>) -> Result
     let Plan { tensors, fallbacks, skipped } = plan::plan(&checkpoint, &config, options.dtype)?;
     // After the plan, which has checked the vocabulary's size against the embedding.
     let tokenizer = vocab::metadata(hf_dir, &config)?;
+    let head_sketch = head_sketch::metadata(hf_dir, &config)?;
 
     let mut writer = GgufWriter::new();
     for (key, value) in model_metadata(hf_dir, &config, file_type) {
         writer.metadata(key, value)?;
     }
-    for (key, value) in tokenizer {
+    for (key, value) in tokenizer.into_iter().chain(head_sketch) {
         writer.metadata(key, value)?;
     }
     for t in &tensors {

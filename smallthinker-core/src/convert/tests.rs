@@ -305,6 +305,57 @@ fn wrong_weights_are_refused_by_name() {
     refuse(|f| f.dtype = Dtype::I32, "I32");
 }
 
+/// A sketch of the LM head that lies beside the checkpoint comes along, if it can be one.
+#[test]
+fn a_head_sketch_comes_along() {
+    use safetensors::tensor::TensorView;
+    let dir = tempfile::tempdir().unwrap();
+    Fixture::new().write(dir.path());
+    let floats = |n: usize| (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
+    let signs: Vec<u8> = (0..2 * VOCAB).map(|i| i as u8).collect();
+    let (directions, scales) = (floats(16 * 64), floats(VOCAB));
+    let write = |leave_out: &str, rows: usize, margin: f32| {
+        let margin = margin.to_le_bytes();
+        let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
+        let tensors = [
+            ("directions", view(Dtype::F32, &[16, 64], directions.as_slice())),
+            ("signs", view(Dtype::U8, &[rows, 2 * VOCAB / rows], &signs)),
+            ("scales", view(Dtype::F32, &[VOCAB], &scales)),
+            ("margin", view(Dtype::F32, &[1], &margin)),
+        ];
+        let kept = tensors.into_iter().filter(|(name, _)| *name != leave_out);
+        std::fs::write(
+            dir.path().join("head_sketch.safetensors"),
+            safetensors::serialize(kept, None).unwrap(),
+        )
+        .unwrap();
+    };
+    write("", VOCAB, 2.5);
+    let (file, _) = convert_dir(dir.path(), DType::F16).unwrap();
+    let key = |name: &str| format!("smallthinker.head_sketch.{name}");
+    let numbers = |n: usize| (0..n).map(|i| i as f32).collect::<Vec<f32>>();
+    assert_eq!(file.require_f32_array(&key("directions")).unwrap(), numbers(16 * 64));
+    assert_eq!(file.get_u8_array(&key("signs")).unwrap().unwrap(), signs);
+    assert_eq!(file.require_f32_array(&key("scales")).unwrap(), numbers(VOCAB));
+    assert_eq!(file.require_f32(&key("margin")).unwrap(), 2.5);
+
+    let refused = |name: &str| {
+        std::fs::remove_dir_all(dir.path().join("out")).unwrap();
+        let error = convert_dir(dir.path(), DType::F16).unwrap_err().to_string();
+        assert!(error.contains("head_sketch.safetensors") && error.contains(name), "{name}: {error}");
+    };
+    for name in ["directions", "signs", "scales", "margin"] {
+        write(name, VOCAB, 2.5);
+        refused(name);
+    }
+    write("", VOCAB / 2, 2.5);
+    refused("signs");
+    write("", VOCAB, -1.0);
+    refused("margin");
+    std::fs::write(dir.path().join("head_sketch.safetensors"), [9; 20]).unwrap();
+    refused("header");
+}
+
 #[test]
 fn damaged_checkpoint_files_are_refused() {
     let fixture = Fixture::new();

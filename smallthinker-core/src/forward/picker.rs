@@ -6,7 +6,7 @@ use crate::Result;
 use crate::kernels::lanes::PickedRows;
 use crate::kernels::signs::WORD;
 use crate::kernels::{Acts, Kernels};
-use crate::model::predictor::{LEAST_ROWS, Sketch, Trained};
+use crate::model::predictor::{Sketch, Trained};
 use crate::pool::Team;
 use crate::tiles::runs;
 
@@ -50,7 +50,8 @@ impl Picker {
         vocab.div_ceil(BLOCK) * size_of::<Block>() + 8 * vocab
     }
 
-    /// Estimates from a sketch, for the state `x` with the coordinates `z`.
+    /// Estimates from a sketch, for the state `x` with the coordinates `z`. Returns whether there are any: not of a state that
+    /// is not finite, whose largest logit may be that of any row.
     pub(super) fn estimate(
         &mut self,
         team: &Team<'_>,
@@ -58,7 +59,7 @@ impl Picker {
         sketch: &Sketch,
         (x, z): (&[f32], &[f32]),
         vocab: usize,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let step = z.iter().fold(0.0f32, |most, z| if z.abs() > most || z.is_nan() { z.abs() } else { most })
             / 127.0;
         let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
@@ -66,13 +67,17 @@ impl Picker {
         self.codes.resize(z.len().div_ceil(WORD), [0; WORD]);
         let codes = self.codes.as_flattened_mut();
         codes.iter_mut().zip(z).for_each(|(code, z)| *code = (z * inverse).round() as i8);
-        // A state that is not finite: every row may be the largest.
-        let deviation = sketch.deviation(kernels.dot_f32(x, x)?, kernels.dot_f32(z, z)?);
-        self.error = if step.is_finite() { MARGIN * deviation } else { f32::INFINITY };
+        let (x2, z2) = (kernels.dot_f32(x, x)?, kernels.dot_f32(z, z)?);
+        self.error = MARGIN * sketch.deviation(x2, z2);
+        let known = x2.is_finite() && step.is_finite() && self.error.is_finite();
         let (codes, error) = (&self.codes, self.error);
         fill(&mut self.blocks, team, vocab, &|rows, block| {
             let mut products = [0i32; BLOCK];
             let products = &mut products[..rows.len()];
+            if !known {
+                block.estimates[..rows.len()].fill(0.0);
+                return Ok(());
+            }
             kernels.sign_products(sketch.signs(rows.start), sketch.stride(), codes, products)?;
             let scales = sketch.scales(rows.start, rows.end);
             let mut bounds = [f32::NEG_INFINITY; BLOCK];
@@ -82,11 +87,9 @@ impl Picker {
                 *bound = *estimate + scale * error;
             }
             block.bound = largest(&bounds);
-            if error.is_infinite() {
-                (block.bound, block.estimates) = (f32::INFINITY, [0.0; BLOCK]);
-            }
             Ok(())
-        })
+        })?;
+        Ok(known)
     }
 
     /// Estimates of a trained predictor, from its hidden vector.
@@ -119,8 +122,8 @@ impl Picker {
         self.blocks.iter().flat_map(|block| block.estimates).take(vocab)
     }
 
-    /// Picks the rows of the largest estimates, the lowest among equals; forgets those picked before.
-    pub(super) fn pick_best(&mut self) {
+    /// Picks the `most` rows of the largest estimates, the lowest among equals; forgets those picked before.
+    pub(super) fn pick_best(&mut self, most: usize) {
         let by_rank = |a: &(f32, u32), b: &(f32, u32)| {
             b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
         };
@@ -133,10 +136,10 @@ impl Picker {
                 best.extend(
                     block.estimates.iter().copied().zip(first..).filter(|(estimate, _)| *estimate > floor),
                 );
-                if best.len() > LEAST_ROWS {
-                    best.select_nth_unstable_by(LEAST_ROWS - 1, by_rank);
-                    best.truncate(LEAST_ROWS);
-                    floor = best[LEAST_ROWS - 1].0;
+                if best.len() > most {
+                    best.select_nth_unstable_by(most - 1, by_rank);
+                    best.truncate(most);
+                    floor = best[most - 1].0;
                 }
             }
         }
@@ -144,13 +147,17 @@ impl Picker {
         self.rows.extend(best.iter().map(|(_, row)| *row));
     }
 
+    /// The largest of the present estimates.
+    pub(super) fn largest(&self) -> f32 {
+        self.blocks.iter().fold(f32::NEG_INFINITY, |most, block| most.max(block.largest))
+    }
+
     /// Picks, besides, the rows whose estimate, with the error that it may have, reaches `least`.
     pub(super) fn pick_reaching(&mut self, least: f32, sketch: &Sketch, vocab: usize) {
         for (i, block) in self.blocks.iter().enumerate().filter(|(_, block)| block.bound >= least) {
             let (from, to) = (i * BLOCK, vocab.min((i + 1) * BLOCK));
             let rows = block.estimates.iter().zip(sketch.scales(from, to)).zip(from as u32..);
-            let all = block.bound == f32::INFINITY;
-            let reach = rows.filter(|((estimate, scale), _)| all || *estimate + scale * self.error >= least);
+            let reach = rows.filter(|((estimate, scale), _)| *estimate + scale * self.error >= least);
             self.rows.extend(reach.map(|(_, row)| row));
         }
     }

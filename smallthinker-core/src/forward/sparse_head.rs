@@ -1,8 +1,8 @@
 //! The LM head for the rows that a predictor picks; all other logits are minus infinity.
 //!
 //! From a sketch: the rows of the largest estimates are computed, then every other row whose estimate, with the error that
-//! it may have, reaches the largest logit found. So the more certain the model is, the fewer rows are read. A trained
-//! predictor names its rows itself. Which rows depends on the state alone, not on threads or timing; their logits have
+//! it may have, reaches the largest logit found; of a trained sketch, those within a margin of the largest estimate. So the more
+//! certain the model is, the fewer rows are read. The report's own predictor names its rows itself. Which rows depends on the state alone, not on threads or timing; their logits have
 //! the bits of the full head's.
 
 use crate::Result;
@@ -11,14 +11,14 @@ use crate::forward::linear::linear;
 use crate::forward::{Pass, Scratch};
 use crate::kernels::lanes::PickedRows;
 use crate::kernels::{Acts, Forms};
-use crate::model::predictor::Predictor;
+use crate::model::predictor::{LEAST_ROWS, LEAST_ROWS_TRAINED, Predictor, Rule};
 use crate::tiles::runs;
 
 use super::neurons::some_rows;
 use super::picker::Picker;
 
 /// Where more than one row of so many is picked, all are computed.
-const MOST: usize = 4;
+const MOST: usize = 2;
 /// Rows that a task computes at least.
 const ROWS: usize = 8;
 
@@ -58,15 +58,23 @@ impl Pass<'_> {
         let picker = &mut s.picker;
         s.coordinates.resize(project.rows, 0.0);
         linear(self.team, self.kernels, &[project.view()], &s.acts, &mut s.batch, &mut s.coordinates)?;
+        let mut known = true;
         match predictor {
             Predictor::Trained(p) => {
                 picker.estimate_trained(self.team, self.kernels, p, &s.coordinates, vocab)?;
-                picker.pick_best();
+                picker.pick_best(LEAST_ROWS);
                 picker.pick_positive();
             }
             Predictor::Sketch(p) => {
-                picker.estimate(self.team, self.kernels, p, (&s.norm, &s.coordinates), vocab)?;
-                picker.pick_best();
+                known = picker.estimate(self.team, self.kernels, p, (&s.norm, &s.coordinates), vocab)?;
+                match p.rule {
+                    Rule::Error { .. } => picker.pick_best(LEAST_ROWS),
+                    Rule::Margin(margin) => {
+                        picker.pick_best(LEAST_ROWS_TRAINED);
+                        picker.pick_reaching(picker.largest() - margin, p, vocab);
+                    }
+                }
+                picker.rows.extend(&p.always);
             }
         }
         logits.fill(f32::NEG_INFINITY);
@@ -74,13 +82,15 @@ impl Pass<'_> {
         picker.rows.sort_unstable();
         picker.rows.dedup();
         let mut done = picker.rows.len();
-        let mut all = done > vocab / MOST;
+        let mut all = !known || done > vocab / MOST;
         if !all {
             self.picked_rows(picker, &s.acts, logits)?;
-            if let Predictor::Sketch(p) = predictor {
+            if let Predictor::Sketch(p) = predictor
+                && let Rule::Error { mean, .. } = &p.rule
+            {
                 let most = picker.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 // Estimates lack what all rows have in common.
-                let shift = self.kernels.dot_f32(&p.mean, &s.norm)?;
+                let shift = self.kernels.dot_f32(mean, &s.norm)?;
                 picker.rows.clear();
                 picker.pick_reaching(most - shift, p, vocab);
                 picker.rows.retain(|&row| logits[row as usize] == f32::NEG_INFINITY);

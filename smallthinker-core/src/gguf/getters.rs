@@ -58,6 +58,14 @@ impl Gguf {
         self.integers(key, "array of i32")
     }
 
+    /// An array of bytes.
+    pub fn get_u8_array(&self, key: &str) -> Result<Option<&[u8]>> {
+        self.convert(key, "array of u8", |v| match v {
+            Value::Array(Array::U8(a)) => Some(a.as_slice()),
+            _ => None,
+        })
+    }
+
     /// An array of `f32`.
     pub fn get_f32_array(&self, key: &str) -> Result<Option<&[f32]>> {
         self.convert(key, "array of f32", |v| match v {

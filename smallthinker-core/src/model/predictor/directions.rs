@@ -17,6 +17,8 @@ const ITERATIONS: usize = 4;
 /// Rows that a task computes, so that what it reads is read once for all of them; also those that are made
 /// orthogonal together.
 const BAND: usize = 16;
+/// Rows with a larger square of their length are left out.
+const LARGEST: f32 = 1e20;
 /// Any seed will do; a fixed one makes the same sketch each time.
 const SEED: u64 = 0x5eed_0f5e_ed0f;
 
@@ -64,7 +66,15 @@ fn covariance(
     let n = matrix.rows.min(SAMPLE.max(SAMPLE_PER_COLUMN * cols));
     let mut sample = vec![0.0f32; n * cols];
     tiles(team, &mut sample, cols, (BAND, cols), &|tile| {
-        tile.rows().try_for_each(|i| matrix.row_values(i * matrix.rows / n, tile.row(i)))
+        tile.rows().try_for_each(|i| {
+            let row = tile.row(i);
+            matrix.row_values(i * matrix.rows / n, row)?;
+            let square = kernels.dot_f32(row, row)?;
+            if square.is_nan() || square > LARGEST {
+                row.fill(0.0); // one such row would spoil all sums
+            }
+            Ok(())
+        })
     })?;
     let mut sums = vec![0.0f64; cols];
     for row in sample.chunks_exact(cols) {

@@ -1,10 +1,12 @@
 //! What tells the sparse LM head which rows are worth computing.
 //!
-//! Two kinds. A file of the report's own engine may bring a trained predictor ([`trained`]). Any other head gets a
-//! [`sketch`] of its rows, made while the model is loaded: a bit per direction and a scale per row.
+//! A file of the report's own engine may bring a trained predictor ([`trained`]). Any other head gets a [`sketch`] of its
+//! rows, a bit per direction and a scale per row: the trained one that the file brings ([`stored`]), or one that is made from
+//! the head alone while the model is loaded.
 
 mod directions;
 mod sketch;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod trained;
@@ -20,7 +22,8 @@ use crate::model::weights::{Resident, expect_tensor, resident_bytes};
 use crate::pool::Team;
 use crate::{Error, Result};
 
-pub(crate) use sketch::Sketch;
+pub(crate) use sketch::{Rule, Sketch};
+pub(crate) use stored::Stored;
 pub(crate) use trained::Trained;
 
 /// How the logits of a generation are made. Log probabilities, [`Session::logits`](crate::Session::logits) and
@@ -31,7 +34,7 @@ pub enum LmHead {
     /// All of them.
     #[default]
     Full,
-    /// Those of the rows that a predictor picks, at least 64; all others are minus infinity. Reads a small part of the
+    /// Those of the rows that a predictor picks, at least 16; all others are minus infinity. Reads a small part of the
     /// head for each token.
     Sparse,
 }
@@ -70,7 +73,7 @@ impl FromStr for LmHead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HeadPredictor {
-    /// The trained predictor that the file brings (`lm_head_profiler.weight`).
+    /// The trained predictor that the file brings (`lm_head_profiler.weight`, or a sketch in `smallthinker.head_sketch.*`).
     File,
     /// A sketch of the head's rows, made when the model was opened.
     Sketch,
@@ -94,12 +97,17 @@ pub(crate) enum Predictor {
 
 /// Rows that are computed at least, as far as there are so many.
 pub(crate) const LEAST_ROWS: usize = 64;
+/// With a trained sketch: its margin makes sure of the others.
+pub(crate) const LEAST_ROWS_TRAINED: usize = 16;
 
 impl Predictor {
     pub(crate) fn kind(&self) -> HeadPredictor {
         match self {
             Predictor::Trained(_) => HeadPredictor::File,
-            Predictor::Sketch(_) => HeadPredictor::Sketch,
+            Predictor::Sketch(p) => match p.rule {
+                Rule::Margin(_) => HeadPredictor::File,
+                Rule::Error { .. } => HeadPredictor::Sketch,
+            },
         }
     }
 
@@ -120,11 +128,26 @@ impl Predictor {
         team: &Team<'_>,
         cancel: &CancelFlag,
     ) -> Result<Predictor> {
-        match gguf.tensor(trained::TENSOR) {
-            Some(info) => trained::load(gguf, h, info, cancel).map(Predictor::Trained),
-            None => Sketch::new(&head.view(), kernels, team, cancel).map(Predictor::Sketch),
+        if let Some(info) = gguf.tensor(trained::TENSOR) {
+            return trained::load(gguf, h, info, cancel).map(Predictor::Trained);
         }
+        match stored::find(gguf, h)? {
+            Some(stored) => Sketch::from_stored(&stored, h.hidden),
+            None => {
+                check_width(gguf, h)?;
+                Sketch::new(&head.view(), kernels, team, cancel)
+            }
+        }
+        .map(Predictor::Sketch)
     }
+}
+
+fn check_width(gguf: &Gguf, h: &Hparams) -> Result<()> {
+    if h.hidden <= sketch::MOST_HIDDEN {
+        return Ok(());
+    }
+    let allowed = format!("up to {} for the sparse LM head", sketch::MOST_HIDDEN);
+    Err(Error::unsupported(gguf.path(), "smallthinker.embedding_length", h.hidden, allowed))
 }
 
 /// Bytes that the predictor of a file will take in memory.
@@ -132,6 +155,10 @@ pub(crate) fn predictor_bytes(gguf: &Gguf, h: &Hparams) -> Result<u64> {
     if let Some(info) = gguf.tensor(trained::TENSOR) {
         return trained::size(gguf, h, info).map(|size| size.bytes() as u64);
     }
+    if let Some(stored) = stored::find(gguf, h)? {
+        return Ok(sketch::footprint(h.vocab, h.hidden, stored.count) as u64);
+    }
+    check_width(gguf, h)?;
     let name = if gguf.tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" };
     let info = expect_tensor(gguf, name, &[h.hidden, h.vocab])?;
     let head = resident_bytes(gguf, name, info, h.vocab, h.hidden)?;

@@ -1,4 +1,5 @@
-//! A sketch of the head's rows that needs no training.
+//! A sketch of the head's rows: signs along some directions, and a scale. One that needs no training is made here; a file may bring
+//! one that was trained ([`stored`](super::stored)).
 //!
 //! A logit is `w · x = mean · x + (w - mean) · x`. The first part is the same for all rows, so it does not matter which is
 //! largest. Of the second, the sketch keeps, for each row, the signs of its coordinates along some directions, and one
@@ -8,6 +9,7 @@
 //! Long, arXiv 2405.12497, whose estimator this is). So the error of an estimate is nearly normal, about 0.7 times
 //! `scale · |z|`.
 
+use super::stored::Stored;
 use super::{LEAST_ROWS, directions};
 use crate::arena::{Arena, Slab};
 use crate::cancel::CancelFlag;
@@ -25,8 +27,10 @@ use crate::{Error, Result};
 const WITHIN: f32 = 0.65;
 /// Share of the head's bytes, in thousandths, that a sketch with its least exact rows may read.
 const SHARE: usize = 135;
+/// Widest head: finding directions takes the square of it in single precision, 256 MiB.
+pub(super) const MOST_HIDDEN: usize = 8192;
 /// The number of directions is a multiple of this: whole bytes of signs, at places that are no trouble to read.
-const STEP: usize = 16;
+pub(super) const STEP: usize = 16;
 /// Rows that a task sketches.
 const ROWS: usize = 1024;
 /// Values of a scale.
@@ -36,8 +40,6 @@ const SCALES: usize = 256;
 pub(crate) struct Sketch {
     /// `[directions, hidden]`: gives the coordinates of a state.
     pub(crate) directions: Resident,
-    /// What is subtracted from each row.
-    pub(crate) mean: Vec<f32>,
     /// `[vocab][count / 8]`, and as many bytes more as the last word of the last row may reach over.
     signs: Slab,
     /// One per row, a place in `scales`.
@@ -46,8 +48,22 @@ pub(crate) struct Sketch {
     scales: Vec<f32>,
     /// Directions.
     count: usize,
-    /// Mean square of a row's coordinate along a direction that was left out, in units of its `scale`².
-    outside: f32,
+    /// Rows that no estimate can be made of, as some of their weights are not numbers or too large.
+    pub(crate) always: Vec<u32>,
+    pub(crate) rule: Rule,
+}
+
+/// Which rows are worth computing besides those of the largest estimates.
+pub(crate) enum Rule {
+    /// Those whose estimate, with the error that it may have, reaches the largest logit found.
+    Error {
+        /// What all rows have in common, which estimates lack.
+        mean: Vec<f32>,
+        /// Mean square of a row's coordinate along a direction that was left out, in units of its `scale`².
+        outside: f32,
+    },
+    /// Those whose estimate is within this of the largest one.
+    Margin(f32),
 }
 
 /// Number of directions: the most that stay within [`SHARE`] of `head` bytes, one step at least.
@@ -73,7 +89,11 @@ fn direction_type(hidden: usize) -> DType {
 
 /// Bytes of the sketch of a head that takes `head` bytes in memory.
 pub(super) fn bytes(vocab: usize, hidden: usize, head: usize) -> usize {
-    let count = directions_for(vocab, hidden, head);
+    footprint(vocab, hidden, directions_for(vocab, hidden, head))
+}
+
+/// Bytes of a sketch with `count` directions.
+pub(super) fn footprint(vocab: usize, hidden: usize, count: usize) -> usize {
     Arena::footprint(sign_bytes(vocab, count))
         + Arena::footprint(vocab)
         + Resident::footprint(direction_type(hidden), count, hidden)
@@ -91,13 +111,8 @@ impl Sketch {
     ) -> Result<Sketch> {
         let (vocab, hidden) = (head.rows, head.cols);
         let count = directions_for(vocab, hidden, head.data.len());
-        let mut arena = Arena::new(bytes(vocab, hidden, head.data.len()), "sketch of the LM head")?;
-        let mut take = |len| {
-            let full = || Error::Internal { message: "the sketch's arena is smaller than the sketch".into() };
-            arena.take(len).ok_or_else(full)
-        };
-        let mut signs = take(sign_bytes(vocab, count))?;
-        let mut codes = take(vocab)?;
+        let mut arena = Arena::new(footprint(vocab, hidden, count), "sketch of the LM head")?;
+        let (mut signs, mut codes) = memory(&mut arena, vocab, count)?;
         let found = directions::find(head, count, kernels, team, cancel)?;
 
         // Sums of the coordinates' squares and of their magnitudes.
@@ -134,11 +149,31 @@ impl Sketch {
                 Ok(())
             })?;
         }
-        let scales = scales(&sums, &mut codes);
+        let scale =
+            |[squares, magnitudes]: &[f32; 2]| if *magnitudes > 0.0 { squares / magnitudes } else { 0.0 };
+        let known = |[squares, magnitudes]: &[f32; 2]| squares.is_finite() && magnitudes.is_finite();
+        let always = (0u32..).zip(&sums).filter(|(_, sums)| !known(sums)).map(|(row, _)| row).collect();
+        let scales = scales(sums.iter().map(scale), &mut codes);
+        sums.retain(known);
         let outside = outside(&sums, found.variance, hidden - count.min(hidden));
         let directions =
             Resident::from_values(direction_type(hidden), &found.rows, count, hidden, &mut arena)?;
-        Ok(Sketch { directions, mean: found.mean, signs, codes, scales, count, outside })
+        let rule = Rule::Error { mean: found.mean, outside };
+        Ok(Sketch { directions, signs, codes, scales, count, always, rule })
+    }
+
+    /// The sketch that a file brings, for states of the size `hidden`.
+    pub(super) fn from_stored(stored: &Stored<'_>, hidden: usize) -> Result<Sketch> {
+        let (vocab, count) = (stored.scales.len(), stored.count);
+        let mut arena = Arena::new(footprint(vocab, hidden, count), "sketch of the LM head")?;
+        let (mut signs, mut codes) = memory(&mut arena, vocab, count)?;
+        let place = signs.get_mut(..stored.signs.len()).unwrap_or(&mut []);
+        place.copy_from_slice(stored.signs);
+        let scales = scales(stored.scales.iter().copied(), &mut codes);
+        let directions =
+            Resident::from_values(direction_type(hidden), stored.directions, count, hidden, &mut arena)?;
+        let rule = Rule::Margin(stored.margin);
+        Ok(Sketch { directions, signs, codes, scales, count, always: Vec::new(), rule })
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -146,9 +181,13 @@ impl Sketch {
     }
 
     /// The standard deviation of an estimate's error per unit of the row's scale, for a state of the squared length `x2` whose
-    /// coordinates have the squared length `z2`: of the signs, and of what the directions leave out.
+    /// coordinates have the squared length `z2`: of the signs, and of what the directions leave out. Zero where a
+    /// margin stands for it.
     pub(crate) fn deviation(&self, x2: f32, z2: f32) -> f32 {
-        (WITHIN * WITHIN * z2 + self.outside * (x2 - z2).max(0.0)).sqrt()
+        match self.rule {
+            Rule::Error { outside, .. } => (WITHIN * WITHIN * z2 + outside * (x2 - z2).max(0.0)).sqrt(),
+            Rule::Margin(_) => 0.0,
+        }
     }
 
     /// Bytes of a row's signs.
@@ -167,7 +206,7 @@ impl Sketch {
     }
 }
 
-/// What `Sketch::outside` says, of the rows' sums, the mean square of their distance from the mean, and the number of directions
+/// What [`Rule::Error`] calls `outside`, of the rows' sums, the mean square of their distance from the mean, and the number of directions
 /// that were left out.
 fn outside(sums: &[[f32; 2]], variance: f64, left_out: usize) -> f32 {
     let mean = |value: &dyn Fn(f64, f64) -> f64| {
@@ -182,24 +221,29 @@ fn outside(sums: &[[f32; 2]], variance: f64, left_out: usize) -> f32 {
     if outside.is_finite() { outside as f32 } else { 0.0 }
 }
 
-/// `squares / magnitudes` of each row, rounded to one of 255 values in equal proportions, or to zero.
-fn scales(sums: &[[f32; 2]], codes: &mut [u8]) -> Vec<f32> {
+/// Memory for the signs of a vocabulary, and for its scales' places.
+fn memory(arena: &mut Arena, vocab: usize, count: usize) -> Result<(Slab, Slab)> {
+    let full = || Error::Internal { message: "the sketch's arena is smaller than the sketch".into() };
+    let mut take = |len| arena.take(len).ok_or_else(full);
+    Ok((take(sign_bytes(vocab, count))?, take(vocab)?))
+}
+
+/// The scale of each row, rounded to one of 255 values in equal proportions, or to zero.
+fn scales(rows: impl Iterator<Item = f32> + Clone, codes: &mut [u8]) -> Vec<f32> {
     // `max` and `min` pass over NaN, as of a row with weights that are not finite.
-    let scale = |[squares, magnitudes]: &[f32; 2]| if *magnitudes > 0.0 { squares / magnitudes } else { 0.0 };
     let usable = |s: &f32| s.is_normal() && *s > 0.0;
-    let all = || sums.iter().map(scale).filter(usable);
+    let all = || rows.clone().filter(usable);
     let (least, most) = (all().fold(f32::INFINITY, f32::min), all().fold(0.0f32, f32::max));
     if most == 0.0 {
         codes.fill(0);
         return vec![0.0; SCALES];
     }
     let steps = (SCALES - 2) as f32;
-    let step = (most / least).ln() / steps;
-    for (code, sums) in codes.iter_mut().zip(sums) {
-        let scale = scale(sums);
-        let place = if step > 0.0 { ((scale / least).ln() / step).round() } else { 0.0 };
+    let step = (most.ln() - least.ln()) / steps;
+    for (code, scale) in codes.iter_mut().zip(rows.clone()) {
+        let place = if step > 0.0 { ((scale.ln() - least.ln()) / step).round() } else { 0.0 };
         *code = if usable(&scale) { 1 + place as u8 } else { 0 };
     }
-    let value = |i: usize| if i == 0 { 0.0 } else { least * ((i - 1) as f32 * step).exp() };
+    let value = |i: usize| if i == 0 { 0.0 } else { (least.ln() + (i - 1) as f32 * step).exp() };
     (0..SCALES).map(value).collect()
 }

@@ -8,7 +8,7 @@ use crate::model::weights::Resident;
 use crate::pool::Pool;
 use crate::tensor::DType;
 
-use super::{Sketch, directions, sketch};
+use super::{Rule, Sketch, directions, sketch};
 
 fn head(dtype: DType, values: &[f32], vocab: usize, hidden: usize) -> Resident {
     let mut arena = Arena::new(Resident::footprint(dtype, vocab, hidden), "test").unwrap();
@@ -91,9 +91,10 @@ fn a_sketch_is_what_it_says() {
         let length = z.iter().map(|z| z * z).sum::<f64>().sqrt();
         let scales: Vec<f32> = found.scales(0, vocab).collect();
         let mut row = vec![0.0; hidden];
+        let Rule::Error { mean, .. } = &found.rule else { panic!("not a trained one") };
         for (i, scale) in scales.iter().enumerate() {
             head.view().row_values(i, &mut row).unwrap();
-            row.iter_mut().zip(&found.mean).for_each(|(x, m)| *x -= m);
+            row.iter_mut().zip(mean).for_each(|(x, m)| *x -= m);
             let coordinates: Vec<f64> =
                 found_directions.rows.chunks_exact(hidden).map(|d| dot(d, &row)).collect();
             let signs = found.signs(i);
@@ -117,6 +118,32 @@ fn a_sketch_is_what_it_says() {
         let deviation = (errors.iter().map(|e| e * e).sum::<f64>() / vocab as f64).sqrt();
         assert!((0.4..1.0).contains(&deviation), "{dtype}: {deviation}");
     }
+}
+
+/// Weights that are not numbers, or too large for sums of their squares, spoil their own row's estimate only; such rows are always
+/// computed.
+#[test]
+fn rows_that_are_not_numbers() {
+    let mut rng = Rng(5);
+    let (vocab, hidden) = (700, 96);
+    let mut values: Vec<f32> = (0..vocab).flat_map(|_| rng.vector(hidden)).collect();
+    let pool = Pool::new(2).unwrap();
+    let team = pool.team(&CancelFlag::new()).unwrap();
+    let sketch = |values: &[f32]| {
+        let head = head(DType::F32, values, vocab, hidden);
+        Sketch::new(&head.view(), Kernels::detect(), &team, &CancelFlag::new()).unwrap()
+    };
+    assert!(sketch(&values).always.is_empty());
+    for (row, value) in [(3, f32::NAN), (64, f32::INFINITY), (699, 1e30)] {
+        values[row * hidden + 7] = value;
+    }
+    let found = sketch(&values);
+    assert_eq!(found.always, [3, 64, 699]);
+    let Rule::Error { mean, outside } = &found.rule else { panic!("not a trained one") };
+    assert!(outside.is_finite() && mean.iter().all(|x| x.abs() < 1.0));
+    assert!(
+        found.scales(0, vocab).enumerate().all(|(row, s)| (s > 0.0) != found.always.contains(&(row as u32)))
+    );
 }
 
 /// The whole budget is used, and not more.

@@ -1,0 +1,159 @@
+"""Train what picks the rows of the sparse LM head: a bit per direction and row, a scale per row.
+
+    python predictor.py run/hf --shards run/shards/chat --mix chat
+    smallthinker convert run/hf model.gguf --type q4_0          # takes it along
+
+The engine makes such a sketch of any head by itself, from the head alone. This one has seen where the states of the model
+lie: directions, signs and scales are trained so that the estimates `scale * (±z_1 ±z_2 ...)`, with `z = directions · state`, make
+the full head's choice the likeliest (softmax over all rows, cross entropy). Signs are trained as the real numbers behind them,
+with the gradient of the identity between -1 and 1. A row is picked where its estimate is within `margin` of the largest; the
+margin is the one that lets `--rows` of the rows through on text that was not trained on.
+
+Written to head_sketch.safetensors in the model's directory.
+"""
+import argparse
+import itertools
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+import data
+import model
+import q4
+import shards
+from runners import JaxModel
+
+LEAST = 16  # rows that the engine computes at least
+TESTED = 40_000  # tokens that the margin is measured on
+
+
+def states(net, rows):
+    """Token rows [n, length] -> (final normed states float16 [tokens, hidden], the full head's choices int32 [tokens])."""
+    params = {k: v if k in q4.KEPT else q4.q4_0(v) for k, v in net.params.items()}
+
+    @jax.jit
+    def run(tokens):
+        x = model.hidden_states(net.cfg, params, tokens)[0].reshape(-1, net.cfg.hidden)
+        return x.astype(jnp.float16), jnp.argmax(x @ params["embed"].T, -1)
+
+    found = [[np.asarray(a) for a in run(part)] for part in rows]
+    return tuple(np.concatenate(parts) for parts in zip(*found))
+
+
+def start(head, x, count, rng):
+    """Directions [count, hidden] along which the logits of states `x` differ most, turned at random; real numbers whose signs
+    are kept [vocab, count]; logarithms of scales [vocab]."""
+    moment = np.linalg.eigh(x.T.astype(np.float64) @ x / len(x))
+    values = np.sqrt(np.maximum(moment.eigenvalues, moment.eigenvalues.max() * 1e-6))
+    root = moment.eigenvectors * values
+    rows, size, columns = np.linalg.svd((head - head.mean(0)) @ root, full_matrices=False)
+    turn = np.linalg.qr(rng.normal(size=(count, count)))[0]
+    bits = rows[:, :count] * size[:count] @ turn.T
+    directions = turn @ (columns[:count] @ (moment.eigenvectors / values).T)
+    scale = (bits * bits).sum(1) / np.abs(bits).sum(1)
+    found = {"directions": directions, "bits": bits / np.sqrt((bits * bits).mean()), "scale": np.log(scale + 1e-3)}
+    return {k: jnp.asarray(v, jnp.float32) for k, v in found.items()}
+
+
+def estimates(p, x):
+    """[tokens, vocab]."""
+    signs = jnp.clip(p["bits"], -1, 1)
+    signs += jax.lax.stop_gradient(jnp.where(p["bits"] >= 0, 1.0, -1.0) - signs)
+    directions = p["directions"] + jax.lax.stop_gradient(q4.q4_0(p["directions"]) - p["directions"])
+    return x @ directions.T @ signs.T * jnp.exp(p["scale"])
+
+
+def loss(p, x, y):
+    """Cross entropy of the full head's choices, nats."""
+    s = estimates(p, x)
+    return jnp.mean(jax.nn.logsumexp(s, -1) - jnp.take_along_axis(s, y[:, None], 1)[:, 0])
+
+
+def rate(p):
+    """What a step changes at most, by parameter: in proportion to its size; a scale is a logarithm."""
+    return {k: 0.3 if k == "scale" else jnp.sqrt(jnp.mean(v * v)) for k, v in p.items()}
+
+
+@jax.jit
+def step(p, m, v, i, lr, x, y):
+    """Adam."""
+    value, grad = jax.value_and_grad(loss)(p, x.astype(jnp.float32), y)
+    m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grad)
+    v = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g * g, v, grad)
+    p = jax.tree.map(lambda p, m, v, r: p - lr * r * m / (1 - 0.9**i) / (jnp.sqrt(v / (1 - 0.99**i)) + 1e-9), p, m, v, rate(p))
+    return p, m, v, value
+
+
+@jax.jit
+def distances(p, x, y):
+    """How far below the largest estimate those of all rows are [tokens, vocab], and those of the choices [tokens]."""
+    s = estimates(p, x.astype(jnp.float32))
+    s = s.max(-1, keepdims=True) - s
+    return s, jnp.take_along_axis(s, y[:, None], 1)[:, 0]
+
+
+def choose_margin(p, x, y, share):
+    """The margin that lets `share` of the rows through, LEAST at least; and (mean rows, share of choices missed) with it."""
+    parts = [distances(p, x[i: i + 1024], y[i: i + 1024]) for i in range(0, len(x), 1024)]
+
+    def rows(margin):
+        return np.concatenate([np.maximum((s <= margin).sum(-1), LEAST) for s, _ in parts]).mean()
+
+    low, high = 0.0, 1000.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rows(middle) <= share * parts[0][0].shape[1] else (low, middle)
+    missed = [(d > low) & ((s < d[:, None]).sum(-1) >= LEAST) for s, d in parts]
+    return low, rows(low), float(np.concatenate(missed).mean())
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("directory", help="Hugging Face directory")
+    ap.add_argument("--shards", default="run/shards/chat", help="folder with token rows")
+    ap.add_argument("--mix", default="chat", choices=data.MIXES)
+    ap.add_argument("--directions", type=int, default=96, help="a multiple of 16")
+    ap.add_argument("--rows", type=float, default=0.03, help="share of the head's rows to pick")
+    ap.add_argument("--tokens", type=float, default=2e6, help="states to train on")
+    ap.add_argument("--steps", type=int, default=8000, help="of 1024 states")
+    ap.add_argument("--seed", type=int, default=0)
+    a = ap.parse_args()
+    net, rng = JaxModel(a.directory), np.random.default_rng(a.seed)
+    source = shards.batches(a.shards, data.MIXES[a.mix], 32, 1)
+    length = next(source)[0].shape[1] - 1
+    rows = [tokens[:, :length].astype(np.int32) for tokens, _ in itertools.islice(source, int(a.tokens) // (32 * length) + 1)]
+    x, y = states(net, rows)
+    head = np.asarray(q4.q4_0(net.params["embed"]))
+    print(f"{len(x):,} states", flush=True)
+
+    order, tested = rng.permutation(len(x)), min(TESTED, len(x) // 4)
+    held, order = np.sort(order[:tested]), order[tested:]
+    size = min(1024, len(order))
+    p = start(head, x[order[:200_000]].astype(np.float32), a.directions, rng)
+    m = v = jax.tree.map(jnp.zeros_like, p)
+    began, at, losses = time.time(), 0, []
+    for i in range(1, a.steps + 1):
+        if at + size > len(order):
+            at = 0
+        part, at = order[at: at + size], at + size
+        left = min(1.0, (1 - i / a.steps) / 0.7 + 1e-3)
+        p, m, v, value = step(p, m, v, float(i), 0.01 * min(1.0, i / 100) * left, x[part], y[part])
+        losses.append(value)
+        if i % 500 == 0 or i == a.steps:
+            margin, picked, missed = choose_margin(p, x[held[:4096]], y[held[:4096]], a.rows)
+            print(f"step {i} loss {np.mean(losses[-500:]):.4f} margin {margin:.2f} rows {picked:.0f} "
+                  f"missed {missed:.5f} {time.time() - began:.0f} s", flush=True)
+    margin, picked, missed = choose_margin(p, x[held], y[held], a.rows)
+    print(f"margin {margin:.3f}: {picked:.1f} of {len(head)} rows, {missed:.2%} of the choices missed ({tested} tokens)")
+    save_file({
+        "directions": np.asarray(p["directions"]), "scales": np.asarray(jnp.exp(p["scale"])),
+        "signs": np.packbits(np.asarray(p["bits"]) >= 0, axis=1, bitorder="little"),
+        "margin": np.asarray([margin], np.float32)}, os.path.join(a.directory, "head_sketch.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
