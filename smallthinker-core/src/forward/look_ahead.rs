@@ -1,5 +1,5 @@
-//! Looking ahead: which experts the next layer is going to choose, guessed before this one has finished, so that
-//! reading them can begin. A guess decides what is read early, never what is computed.
+//! Looking ahead: which experts the next layers are going to choose, guessed before this one has finished, so that reading
+//! them can begin. A guess decides what is read early, never what is computed.
 
 use crate::Result;
 use crate::forward::clock::Stage;

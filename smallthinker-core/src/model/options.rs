@@ -29,7 +29,7 @@ pub struct ModelOptions {
     pub chunk: Option<usize>,
     /// What the expert cache evicts under a budget that does not hold all experts. Does not change any result.
     pub cache_policy: CachePolicy,
-    /// Whether to read the experts that the next layer is expected to choose, under a budget that does not hold all
+    /// Whether to read the experts that the next layers are expected to choose, under a budget that does not hold all
     /// experts. Default: yes. Does not change any result.
     pub look_ahead: Option<bool>,
     /// Read experts through the system's page cache also under a budget that does not hold all of them. It may keep

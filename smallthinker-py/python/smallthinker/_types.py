@@ -91,7 +91,7 @@ class ModelStats(TypedDict):
     """State of a model. Budgets are bytes.
 
     sparse_up and sparse_down tell whether decode skips inactive neurons in these projections of all layers; direct_reads
-    whether experts are read past the system's page cache; look_ahead whether those are that the next layer may choose.
+    whether experts are read past the system's page cache; look_ahead whether those are that the next layers may choose.
     head_predictor is what picks rows for the sparse head: "file", "sketch", or None.
     """
 

@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     group.add_argument(
         "--look-ahead",
         action=argparse.BooleanOptionalAction,
-        help="read experts that the next layer may choose, if not all experts fit (default: yes)",
+        help="read experts that the next layers may choose, if not all experts fit (default: yes)",
     )
     group.add_argument(
         "--buffered-reads",
