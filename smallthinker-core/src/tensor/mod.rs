@@ -7,6 +7,7 @@ pub(crate) mod matrix;
 pub(crate) mod packed;
 mod quantize;
 pub(crate) mod scales;
+mod transpose;
 
 pub use dequantize::dequantize;
 pub use dtype::DType;

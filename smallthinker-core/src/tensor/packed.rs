@@ -10,6 +10,7 @@
 
 use super::DType;
 use super::block::{BlockQ4_0, BlockQ8_0, cast};
+use super::transpose::transpose;
 
 /// Columns of a group of [`Layout::Lanes`].
 pub(crate) const GROUP_COLS: usize = 256;
@@ -231,20 +232,6 @@ fn pack_block_q8_0<'a>(block: impl Fn(usize) -> Option<&'a BlockQ8_0>, out: &mut
             }
         }
     }
-}
-
-/// Transposes 16 × 16 bytes: four rounds that interleave the rows of the first half with those of the second.
-#[inline]
-fn transpose(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
-    let mut m = *rows;
-    for _ in 0..4 {
-        m = std::array::from_fn(|i| {
-            let (a, b) = (&m[i / 2], &m[i / 2 + 8]);
-            let from = 8 * (i % 2);
-            std::array::from_fn(|j| if j % 2 == 0 { a[from + j / 2] } else { b[from + j / 2] })
-        });
-    }
-    m
 }
 
 #[cfg(test)]
