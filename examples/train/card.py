@@ -29,7 +29,7 @@ def exact(found):
 def samples(found):
     """Continuations, the prompt in bold."""
     quote = lambda text: text.strip().replace("\n\n", "\n>\n> ").replace("*", "\\*")
-    return "\n\n".join(f"> **{prompt}**{' ' if text[:1].isalpha() else ''}{quote(text)}" for prompt, text in found)
+    return "\n\n".join(f"> **{prompt}**{' ' if text[:1].isspace() else ''}{quote(text)}" for prompt, text in found)
 
 
 def hit_rates(found, budgets):

@@ -9,6 +9,7 @@
 set -eu
 cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3} RUN=${RUN:-run} CONFIG=${CONFIG:-"{}"} WORKERS=${WORKERS:-2}
+case $RUN in /*) ;; *) RUN=$PWD/$RUN ;; esac
 if [ "${DEVICE:-cpu}" = gpu ]; then
     # Minutes of the stages, rows per step, tokens of each stage's data, and what the hardware likes.
     BASE=6.5 LONG=0.8 CHAT=1 BATCH=64 LONG_BATCH=16 TOKENS="400e6 40e6 40e6" ABLATION=900 WORKERS=${GPU_WORKERS:-12}
@@ -32,7 +33,7 @@ stage() { # name, start, options: trains $RUN/name, or goes on with it
 }
 
 [ -d "$RUN/corpora" ] || "$PYTHON" corpora.py --out "$RUN/corpora"
-export SMALLTHINKER_CORPORA="$PWD/$RUN/corpora"
+export SMALLTHINKER_CORPORA="$RUN/corpora"
 [ -f "$RUN/tokenizer.json" ] || "$PYTHON" tokenizer.py --out "$RUN/tokenizer.json"
 
 # Data. On a GPU training begins while it is made; files are used as they appear.
