@@ -57,6 +57,8 @@ def loss(logs, path):
     """Training loss, smoothed, and median sparsity of {name: lines of log.jsonl} by step."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, lines in logs.items():
+        if not lines:  # a run too short to have logged anything
+            continue
         steps = [x["step"] for x in lines]
         width = max(1, len(lines) // 50)
         smooth = np.convolve([x["loss"] for x in lines], np.ones(width) / width, "valid")

@@ -116,7 +116,7 @@ def main():
     ap.add_argument("directory", help="Hugging Face directory")
     ap.add_argument("--shards", default="run/shards/chat", help="folder with token rows")
     ap.add_argument("--mix", default="chat", choices=data.MIXES)
-    ap.add_argument("--directions", type=int, default=96, help="a multiple of 16")
+    ap.add_argument("--directions", type=int, default=96, help="in steps of 16, the hidden size at most")
     ap.add_argument("--rows", type=float, default=0.03, help="share of the head's rows to pick")
     ap.add_argument("--tokens", type=float, default=2e6, help="states to train on")
     ap.add_argument("--steps", type=int, default=8000, help="of 1024 states")
@@ -133,7 +133,8 @@ def main():
     order, tested = rng.permutation(len(x)), min(TESTED, len(x) // 4)
     held, order = np.sort(order[:tested]), order[tested:]
     size = min(1024, len(order))
-    p = start(head, x[order[:200_000]].astype(np.float32), a.directions, rng)
+    count = min(a.directions, head.shape[1]) // 16 * 16
+    p = start(head, x[order[:200_000]].astype(np.float32), count, rng)
     m = v = jax.tree.map(jnp.zeros_like, p)
     began, at, losses = time.time(), 0, []
     for i in range(1, a.steps + 1):

@@ -16,10 +16,10 @@ if [ "${DEVICE:-cpu}" = gpu ]; then
     FAST="--group 4 --dtype bfloat16 --block 256 --muon-experts --flash" LONG_FAST="--group 1 --dtype bfloat16 --block 256 --muon-experts --flash"
 else
     BASE=120 LONG=20 CHAT=40 BATCH=8 LONG_BATCH=2 TOKENS="20e6 2e6 5e6" ABLATION=1000
-    FAST="" LONG_FAST=""
+    FAST="" LONG_FAST="--balance-groups 1"
 fi
 if [ -n "${STEPS:-}" ]; then
-    TOKENS="2e4 2e4 2e4" ABLATION=$STEPS QUICK="--questions 2 --bytes 2000" FEW="--tokens 2e4 --steps 20"
+    TOKENS="1e5 4e5 1e5" ROWS=16 ABLATION=$STEPS QUICK="--questions 2 --bytes 2000" FEW="--tokens 2e4 --steps 20"
     for_time() { echo "--steps $STEPS"; }
 else
     for_time() { echo "--minutes $1"; }

@@ -147,6 +147,8 @@ def arguments():
     ap.add_argument("--log-steps", type=int, default=10)
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
+    if args.balance == "groups" and args.batch % args.balance_groups:
+        ap.error(f"--batch {args.batch} is not a multiple of --balance-groups {args.balance_groups}")
     args.minutes = args.minutes or (math.inf if args.steps else 60)
     args.steps = args.steps or math.inf
     if args.batch % args.group:

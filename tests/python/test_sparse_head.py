@@ -85,7 +85,7 @@ def test_what_is_computed_does_not_depend_on_threads_or_chunks(sparse_path, spar
             assert found.stats["head_rows_per_token"] == want.stats["head_rows_per_token"]
 
 
-def test_memory_counts(sparse_path, model_path, model, sparse):
+def test_memory_counts(sparse_path, model, sparse):
     plans = [package.plan(sparse_path, lm_head=head) for head in ("full", "sparse")]
     assert plans[0]["lm_head"] == 0 < plans[1]["lm_head"]
     assert plans[1]["floor"] - plans[0]["floor"] == plans[1]["lm_head"]
