@@ -182,7 +182,8 @@ def test_trained_predictor_of_the_file(model, model_path, tmp_path):
 
 
 def test_trained_sketch_of_the_file(model, model_path, tmp_path):
-    """As above: all states lie on one side of its first direction, and rows differ in one sign."""
+    """As above: all states lie on one side of its first direction, and rows differ in one sign, so that estimates are far above or
+    far below all logits."""
     head = next(t for t in gguf.GGUFReader(model_path).tensors if t.name in ("output.weight", "token_embd.weight"))
     rows = gguf.quants.dequantize(head.data, head.tensor_type)
     vocab, hidden = rows.shape
@@ -192,11 +193,11 @@ def test_trained_sketch_of_the_file(model, model_path, tmp_path):
     directions[0] = side[0] * rows.mean(axis=0)
     path = tmp_path / "model.gguf"
 
-    def sketch(chosen, margin=0.0, scales=None):
+    def sketch(chosen, margin=0.0, scales=np.full(vocab, 1e6, np.float32), mean=0.0):
         signs = np.ones((vocab, 32), bool)
         signs[:, 0] = chosen
         return {"directions": directions, "signs": np.packbits(signs, axis=1, bitorder="little"),
-                "scales": np.ones(vocab, np.float32) if scales is None else scales, "margin": margin}
+                "scales": scales, "mean": np.float32(mean) * directions[0], "margin": margin}
 
     few = np.arange(vocab) % 16 == 1
     banned = {int(i): -np.inf for i in np.flatnonzero(~few)}
@@ -206,15 +207,15 @@ def test_trained_sketch_of_the_file(model, model_path, tmp_path):
         assert found.stats()["head_predictor"] == "file"
         found = found.generate(PROMPTS[0], max_tokens=12)
         assert (found.tokens, found.stats["head_rows_per_token"]) == (want.tokens, np.count_nonzero(few))
-    # A scale of a tenth takes rows out of the margin; a wider margin, or none to speak of, lets all in.
-    tenth = np.where(np.arange(vocab) % 32 == 1, 1.0, 0.1).astype(np.float32)
-    for margin, count in ((1e-3, np.count_nonzero(tenth == 1)), (1e9, vocab)):
-        rewritten(model_path, path, values=sketch(few, margin, tenth))
+    # The mean takes the rows with a tenth of the scale out; a wide margin lets all in.
+    tenth = np.where(np.arange(vocab) % 32 == 1, 1e6, 1e5).astype(np.float32)
+    for margin, mean, count in ((0.0, 0.0, np.count_nonzero(few)), (1e-3, -5e5, np.count_nonzero(tenth == 1e6)), (1e10, -5e5, vocab)):
+        rewritten(model_path, path, values=sketch(few, margin, tenth, mean))
         with Model(path, lm_head="sparse") as found:
             assert found.generate(PROMPTS[0], max_tokens=4).stats["head_rows_per_token"] == count
 
     wide = np.where(np.arange(vocab) % 32 == 1, 1e10, 1e-30).astype(np.float32)
-    rewritten(model_path, path, values=sketch(few, 0.0, wide))
+    rewritten(model_path, path, values=sketch(few, 0.0, wide, -1e6))
     with Model(path, lm_head="sparse") as found:
         assert found.generate(PROMPTS[0], max_tokens=4).stats["head_rows_per_token"] == np.count_nonzero(wide > 1)
 
@@ -223,6 +224,7 @@ def test_trained_sketch_of_the_file(model, model_path, tmp_path):
         "directions": [directions[:, 1:], directions[:8], directions * np.float32("nan")],
         "signs": [whole["signs"][1:], whole["signs"][:, 1:]],
         "scales": [whole["scales"][1:], -whole["scales"], whole["scales"] * np.float32("inf")],
+        "mean": [whole["mean"][1:], *(np.full(hidden, v, np.float32) for v in (np.inf, np.nan))],
         "margin": [-1.0, float("nan")],
     }
     for key, values in wrong.items():

@@ -129,26 +129,30 @@ def test_batches_follow_the_shares_and_can_be_resumed(tmp_path):
 
 
 def test_the_engine_picks_the_rows_of_the_sketch_in_the_file(model_path, tmp_path):
-    """How many rows are within the margin of the largest estimate, by the training code and by the engine."""
+    """How many rows are within the margin, by the training code and by the engine."""
     checkpoint.export(model_path, tmp_path)
     text = "Once upon a time there was a little fox who lived by the sea. What is 23 plus 45? def main(argv): return 0\n" * 6
     with smallthinker.Model(model_path, lm_head="sparse") as sparse:
         ids = sparse.tokenize(text)
         found = smallthinker.heads(sparse, text)
-    states, choices = predictor.states(JaxModel(str(tmp_path)), [np.asarray([ids], np.int32)])
+    net = JaxModel(str(tmp_path))
+    states, choices, top = predictor.states(net, [np.asarray([ids], np.int32)])
     fields = gguf.GGUFReader(model_path).fields
     if "smallthinker.head_sketch.signs" not in fields:
         pytest.skip("a model without a trained sketch")
     value = lambda name: np.asarray(fields[f"smallthinker.head_sketch.{name}"].contents())
     signs = np.unpackbits(value("signs").astype(np.uint8).reshape(found["vocab"], -1), axis=1, bitorder="little")
     p = {"directions": jnp.asarray(value("directions"), jnp.float32).reshape(signs.shape[1], -1),
-         "bits": jnp.asarray(signs, jnp.float32) * 2 - 1, "scale": jnp.log(jnp.asarray(value("scales"), jnp.float32))}
-    below, of_choices = (np.asarray(a) for a in predictor.distances(p, states, choices))
-    rows = np.maximum((below <= value("margin")).sum(1), predictor.LEAST)
+         "bits": jnp.asarray(signs, jnp.float32) * 2 - 1, "scale": jnp.log(jnp.asarray(value("scales"), jnp.float32)),
+         "mean": jnp.asarray(value("mean"), jnp.float32)}
+    head = np.asarray(q4.q4_0(net.params["embed"]))
+    assert np.allclose((states.astype(np.float32) * head[choices]).sum(1), top, rtol=2e-3, atol=2e-2)
+    below, of_choices = (np.asarray(a) for a in predictor.distances(p, head, states, choices))
+    rows = (below <= value("margin")).sum(1)
     rows[rows > found["vocab"] // 2] = found["vocab"]
     assert found["positions"] == len(ids)
     assert found["sparse"]["rows"] == pytest.approx(rows.mean(), rel=0.03)
-    assert np.all(of_choices >= 0) and np.mean(of_choices <= value("margin")) > 0.99
+    assert (below == -np.inf).sum() == predictor.LEAST * len(ids) and np.mean(of_choices <= value("margin")) > 0.99
 
 
 def test_training_a_sketch_finds_the_rows_of_a_head():
@@ -156,17 +160,22 @@ def test_training_a_sketch_finds_the_rows_of_a_head():
     rng = np.random.default_rng(0)
     head = rng.normal(size=(256, 32)).astype(np.float32)
     x = rng.normal(size=(4096, 32)).astype(np.float32)
-    y = (x @ head.T).argmax(-1).astype(np.int32)
+    logits = x @ head.T
+    y, top = logits.argmax(-1).astype(np.int32), logits.max(-1)
     p = predictor.start(head, x, 32, rng)
     m = v = {k: jnp.zeros_like(a) for k, a in p.items()}
     losses = []
     for i in range(1, 101):
         part = slice(1024 * (i % 3), 1024 * (i % 3 + 1))
-        p, m, v, value = predictor.step(p, m, v, float(i), 0.01, x[part], y[part])
+        p, m, v, value = predictor.step(p, m, v, float(i), 0.01, x[part], y[part], top[part])
         losses.append(float(value))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
-    margin, rows, missed = predictor.choose_margin(p, x[3072:], y[3072:], 0.2)
+    margin, rows, missed = predictor.choose_margin(p, head, x[3072:], y[3072:], 0.2)
     assert rows == pytest.approx(0.2 * 256, rel=0.02) and missed < 0.2
-    below, of_choices = (np.asarray(a) for a in predictor.distances(p, x[3072:], y[3072:]))
-    ranks = (below < of_choices[:, None]).sum(1)
-    assert missed == pytest.approx(np.mean((of_choices > margin) & (ranks >= predictor.LEAST)))
+    # The same, token by token.
+    estimates, wrong, picked = np.asarray(predictor.estimates(p, x[3072:])), 0, 0
+    for s, full, choice in zip(estimates, logits[3072:], y[3072:]):
+        first = np.argsort(-s)[: predictor.LEAST]
+        rows_of = set(first) | set(np.flatnonzero(s >= full[first].max() - margin))
+        picked, wrong = picked + len(rows_of), wrong + (choice not in rows_of)
+    assert picked / 1024 == pytest.approx(rows, rel=1e-3) and wrong / 1024 == pytest.approx(missed, abs=2e-3)

@@ -52,18 +52,21 @@ pub(super) fn metadata(dir: &Path, config: &Config) -> Result<Vec<(&'static str,
     let count = directions.shape().first().copied().unwrap_or(0);
     let signs = tensor("signs", Dtype::U8, &[Some(vocab), Some(count / 8)])?;
     let scales = tensor("scales", Dtype::F32, &[Some(vocab)])?;
+    let mean = tensor("mean", Dtype::F32, &[Some(hidden)])?;
     let margin = tensor("margin", Dtype::F32, &[Some(1)])?;
     let floats = |bytes: &[u8]| -> Vec<f32> {
         bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
     };
     let (directions, signs, scales) = (floats(directions.data()), signs.data(), floats(scales.data()));
+    let mean = floats(mean.data());
     let margin = floats(margin.data()).first().copied().unwrap_or(f32::NAN);
-    Stored::checked((&directions, signs, &scales, margin), hidden, vocab)
+    Stored::checked((&directions, signs, &scales, &mean, margin), hidden, vocab)
         .map_err(|(name, found, allowed)| Error::malformed(&path, name, found, allowed))?;
     Ok(vec![
         ("smallthinker.head_sketch.directions", Value::Array(Array::F32(directions))),
         ("smallthinker.head_sketch.signs", Value::Array(Array::U8(signs.to_vec()))),
         ("smallthinker.head_sketch.scales", Value::Array(Array::F32(scales))),
+        ("smallthinker.head_sketch.mean", Value::Array(Array::F32(mean))),
         ("smallthinker.head_sketch.margin", Value::F32(margin)),
     ])
 }

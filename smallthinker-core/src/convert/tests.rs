@@ -313,7 +313,7 @@ fn a_head_sketch_comes_along() {
     Fixture::new().write(dir.path());
     let floats = |n: usize| (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
     let signs: Vec<u8> = (0..2 * VOCAB).map(|i| i as u8).collect();
-    let (directions, scales) = (floats(16 * 64), floats(VOCAB));
+    let (directions, scales, mean) = (floats(16 * 64), floats(VOCAB), floats(64));
     let write = |leave_out: &str, rows: usize, margin: f32| {
         let margin = margin.to_le_bytes();
         let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
@@ -321,6 +321,7 @@ fn a_head_sketch_comes_along() {
             ("directions", view(Dtype::F32, &[16, 64], directions.as_slice())),
             ("signs", view(Dtype::U8, &[rows, 2 * VOCAB / rows], &signs)),
             ("scales", view(Dtype::F32, &[VOCAB], &scales)),
+            ("mean", view(Dtype::F32, &[64], &mean)),
             ("margin", view(Dtype::F32, &[1], &margin)),
         ];
         let kept = tensors.into_iter().filter(|(name, _)| *name != leave_out);
@@ -337,6 +338,7 @@ fn a_head_sketch_comes_along() {
     assert_eq!(file.require_f32_array(&key("directions")).unwrap(), numbers(16 * 64));
     assert_eq!(file.get_u8_array(&key("signs")).unwrap().unwrap(), signs);
     assert_eq!(file.require_f32_array(&key("scales")).unwrap(), numbers(VOCAB));
+    assert_eq!(file.require_f32_array(&key("mean")).unwrap(), numbers(64));
     assert_eq!(file.require_f32(&key("margin")).unwrap(), 2.5);
 
     let refused = |name: &str| {
@@ -344,7 +346,7 @@ fn a_head_sketch_comes_along() {
         let error = convert_dir(dir.path(), DType::F16).unwrap_err().to_string();
         assert!(error.contains("head_sketch.safetensors") && error.contains(name), "{name}: {error}");
     };
-    for name in ["directions", "signs", "scales", "margin"] {
+    for name in ["directions", "signs", "scales", "mean", "margin"] {
         write(name, VOCAB, 2.5);
         refused(name);
     }

@@ -147,11 +147,6 @@ impl Picker {
         self.rows.extend(best.iter().map(|(_, row)| *row));
     }
 
-    /// The largest of the present estimates.
-    pub(super) fn largest(&self) -> f32 {
-        self.blocks.iter().fold(f32::NEG_INFINITY, |most, block| most.max(block.largest))
-    }
-
     /// Picks, besides, the rows whose estimate, with the error that it may have, reaches `least`.
     pub(super) fn pick_reaching(&mut self, least: f32, sketch: &Sketch, vocab: usize) {
         for (i, block) in self.blocks.iter().enumerate().filter(|(_, block)| block.bound >= least) {

@@ -1,9 +1,9 @@
 //! The LM head for the rows that a predictor picks; all other logits are minus infinity.
 //!
 //! From a sketch: the rows of the largest estimates are computed, then every other row whose estimate, with the error that
-//! it may have, reaches the largest logit found; of a trained sketch, those within a margin of the largest estimate. So the more
-//! certain the model is, the fewer rows are read. The report's own predictor names its rows itself. Which rows depends on the state alone, not on threads or timing; their logits have
-//! the bits of the full head's.
+//! it may have, reaches the largest logit found. So the more certain the model is, the fewer rows are read, and where the first rows
+//! disappoint, more are. The report's own predictor names its rows itself. Which rows depends on the state alone, not on threads or
+//! timing; their logits have the bits of the full head's.
 
 use crate::Result;
 use crate::forward::clock::Stage;
@@ -11,7 +11,7 @@ use crate::forward::linear::linear;
 use crate::forward::{Pass, Scratch};
 use crate::kernels::lanes::PickedRows;
 use crate::kernels::{Acts, Forms};
-use crate::model::predictor::{LEAST_ROWS, LEAST_ROWS_TRAINED, Predictor, Rule};
+use crate::model::predictor::{LEAST_ROWS, Predictor};
 use crate::tiles::runs;
 
 use super::neurons::some_rows;
@@ -67,13 +67,7 @@ impl Pass<'_> {
             }
             Predictor::Sketch(p) => {
                 known = picker.estimate(self.team, self.kernels, p, (&s.norm, &s.coordinates), vocab)?;
-                match p.rule {
-                    Rule::Error { .. } => picker.pick_best(LEAST_ROWS),
-                    Rule::Margin(margin) => {
-                        picker.pick_best(LEAST_ROWS_TRAINED);
-                        picker.pick_reaching(picker.largest() - margin, p, vocab);
-                    }
-                }
+                picker.pick_best(p.least_rows());
                 picker.rows.extend(&p.always);
             }
         }
@@ -85,14 +79,12 @@ impl Pass<'_> {
         let mut all = !known || done > vocab / MOST;
         if !all {
             self.picked_rows(picker, &s.acts, logits)?;
-            if let Predictor::Sketch(p) = predictor
-                && let Rule::Error { mean, .. } = &p.rule
-            {
+            if let Predictor::Sketch(p) = predictor {
                 let most = picker.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 // Estimates lack what all rows have in common.
-                let shift = self.kernels.dot_f32(mean, &s.norm)?;
+                let shift = self.kernels.dot_f32(&p.mean, &s.norm)?;
                 picker.rows.clear();
-                picker.pick_reaching(most - shift, p, vocab);
+                picker.pick_reaching(most - shift - p.margin(), p, vocab);
                 picker.rows.retain(|&row| logits[row as usize] == f32::NEG_INFINITY);
                 done += picker.rows.len();
                 all = done > vocab / MOST;

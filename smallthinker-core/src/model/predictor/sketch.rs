@@ -10,7 +10,7 @@
 //! `scale · |z|`.
 
 use super::stored::Stored;
-use super::{LEAST_ROWS, directions};
+use super::{LEAST_ROWS, LEAST_ROWS_TRAINED, directions};
 use crate::arena::{Arena, Slab};
 use crate::cancel::CancelFlag;
 use crate::forward::{Batch, linear};
@@ -48,21 +48,23 @@ pub(crate) struct Sketch {
     scales: Vec<f32>,
     /// Directions.
     count: usize,
+    /// What all rows have in common, which estimates lack.
+    pub(crate) mean: Vec<f32>,
     /// Rows that no estimate can be made of, as some of their weights are not numbers or too large.
     pub(crate) always: Vec<u32>,
     pub(crate) rule: Rule,
 }
 
-/// Which rows are worth computing besides those of the largest estimates.
+/// Which rows are worth computing besides those of the largest estimates: those whose estimate, with the error that it may have,
+/// reaches the largest logit found.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Rule {
-    /// Those whose estimate, with the error that it may have, reaches the largest logit found.
+    /// In proportion to the row's scale ([`Sketch::deviation`]).
     Error {
-        /// What all rows have in common, which estimates lack.
-        mean: Vec<f32>,
         /// Mean square of a row's coordinate along a direction that was left out, in units of its `scale`².
         outside: f32,
     },
-    /// Those whose estimate is within this of the largest one.
+    /// The same for all rows.
     Margin(f32),
 }
 
@@ -158,8 +160,8 @@ impl Sketch {
         let outside = outside(&sums, found.variance, hidden - count.min(hidden));
         let directions =
             Resident::from_values(direction_type(hidden), &found.rows, count, hidden, &mut arena)?;
-        let rule = Rule::Error { mean: found.mean, outside };
-        Ok(Sketch { directions, signs, codes, scales, count, always, rule })
+        let (mean, rule) = (found.mean, Rule::Error { outside });
+        Ok(Sketch { directions, signs, codes, scales, count, mean, always, rule })
     }
 
     /// The sketch that a file brings, for states of the size `hidden`.
@@ -172,12 +174,13 @@ impl Sketch {
         let scales = scales(stored.scales.iter().copied(), &mut codes);
         let directions =
             Resident::from_values(direction_type(hidden), stored.directions, count, hidden, &mut arena)?;
-        let rule = Rule::Margin(stored.margin);
-        Ok(Sketch { directions, signs, codes, scales, count, always: Vec::new(), rule })
+        let (mean, rule) = (stored.mean.to_vec(), Rule::Margin(stored.margin));
+        Ok(Sketch { directions, signs, codes, scales, count, mean, always: Vec::new(), rule })
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        (self.signs.len() + self.codes.len()) as u64 + self.directions.bytes()
+        (self.signs.len() + self.codes.len() + size_of_val(self.mean.as_slice())) as u64
+            + self.directions.bytes()
     }
 
     /// The standard deviation of an estimate's error per unit of the row's scale, for a state of the squared length `x2` whose
@@ -185,8 +188,24 @@ impl Sketch {
     /// margin stands for it.
     pub(crate) fn deviation(&self, x2: f32, z2: f32) -> f32 {
         match self.rule {
-            Rule::Error { outside, .. } => (WITHIN * WITHIN * z2 + outside * (x2 - z2).max(0.0)).sqrt(),
+            Rule::Error { outside } => (WITHIN * WITHIN * z2 + outside * (x2 - z2).max(0.0)).sqrt(),
             Rule::Margin(_) => 0.0,
+        }
+    }
+
+    /// The error that any row's estimate may have, whatever its scale.
+    pub(crate) fn margin(&self) -> f32 {
+        match self.rule {
+            Rule::Error { .. } => 0.0,
+            Rule::Margin(margin) => margin,
+        }
+    }
+
+    /// Rows that are computed first, as far as there are so many.
+    pub(crate) fn least_rows(&self) -> usize {
+        match self.rule {
+            Rule::Error { .. } => LEAST_ROWS,
+            Rule::Margin(_) => LEAST_ROWS_TRAINED,
         }
     }
 
