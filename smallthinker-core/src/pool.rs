@@ -8,10 +8,10 @@
 //! Which thread runs which task never matters for the result: tasks write disjoint outputs, each computed
 //! in a fixed order.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,6 +23,9 @@ use crate::{Error, Result};
 
 /// Spins before the first yield: a few microseconds, the length of a typical gap between two stages.
 const SPINS: u32 = 2_000;
+/// Bytes that a job reads at least for several threads to be faster than one: to tell another thread and to hear from it takes
+/// about a microsecond, and what one thread made the other has to fetch.
+const WORTH: usize = 64 << 10;
 /// How long a worker yields before it sleeps: longer than sampling a token takes.
 const IDLE: Duration = Duration::from_millis(2);
 /// How often a caller that waits for its turn looks at its cancel flag.
@@ -56,15 +59,25 @@ struct Job {
     most: usize,
 }
 
+impl Job {
+    /// What a thread of so many begins with, and what is left of its share.
+    fn share(&self, thread: usize, threads: usize) -> (Range<usize>, Range<usize>) {
+        let bound = |i: usize| i * self.count / threads;
+        let (from, to) = (bound(thread), bound(thread + 1));
+        let middle = from + half((to - from) as u64, self.most) as usize;
+        (from..middle, middle..to)
+    }
+}
+
 /// The tasks `from..to` that are left of a thread's share: `from` in the low half, `to` in the high. On a cache line
-/// of its own.
+/// of its own. What a thread begins with is not in it: that it need not fetch this line before it starts.
 #[derive(Default)]
 #[repr(align(128))]
 struct Share(AtomicU64);
 
 impl Share {
-    fn set(&self, from: usize, to: usize) {
-        self.0.store(from as u64 | (to as u64) << 32, Ordering::Relaxed);
+    fn set(&self, left: &Range<usize>) {
+        self.0.store(left.start as u64 | (left.end as u64) << 32, Ordering::Relaxed);
     }
 
     /// Takes half of what is left, up to `most`: the first indices, as the thread whose share it is does.
@@ -98,18 +111,30 @@ fn half(left: u64, most: usize) -> u64 {
     left.div_ceil(2).min(most.max(1) as u64)
 }
 
-struct Shared {
-    job: UnsafeCell<Job>,
-    /// Number of jobs published so far; a change tells workers to look at `job`.
+/// Keeps what one thread writes and others wait for apart from everything else: a line that moves between cores costs as much as
+/// a hundred instructions, and a job of a small model is hardly longer.
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// What a worker waits for, and what it wants to know then, on one line.
+struct Notice {
+    /// Number of jobs published so far, the end of the pool being one; a change tells workers to look at `job`.
     epoch: AtomicU64,
+    job: UnsafeCell<Job>,
+}
+
+struct Shared {
+    notice: Line<Notice>,
     /// The tasks that are left to each thread.
     shares: Vec<Share>,
     /// Workers that have not yet finished the current job.
-    running: AtomicUsize,
-    failed: AtomicBool,
+    running: Line<AtomicUsize>,
+    failed: Line<AtomicBool>,
     failure: Mutex<Option<(usize, Error)>>,
     stop: AtomicBool,
-    sleepers: Mutex<usize>,
+    /// Workers that sleep, or are about to unless there is a job. Changed under the lock.
+    sleepers: AtomicUsize,
+    asleep: Mutex<()>,
     wake: Condvar,
 }
 
@@ -123,14 +148,17 @@ impl Pool {
     /// Starts `threads - 1` workers; the calling thread of each job is the last one.
     pub(crate) fn new(threads: usize) -> Result<Pool> {
         let shared = Arc::new(Shared {
-            job: UnsafeCell::new(Job { task: None, count: 0, most: 1 }),
-            epoch: AtomicU64::new(0),
+            notice: Line(Notice {
+                epoch: AtomicU64::new(0),
+                job: UnsafeCell::new(Job { task: None, count: 0, most: 1 }),
+            }),
             shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
-            running: AtomicUsize::new(0),
-            failed: AtomicBool::new(false),
+            running: Line(AtomicUsize::new(0)),
+            failed: Line(AtomicBool::new(false)),
             failure: Mutex::new(None),
             stop: AtomicBool::new(false),
-            sleepers: Mutex::new(0),
+            sleepers: AtomicUsize::new(0),
+            asleep: Mutex::new(()),
             wake: Condvar::new(),
         });
         let mut pool = Pool { shared, workers: Vec::new(), queue: Mutex::default(), turn: Condvar::new() };
@@ -152,7 +180,7 @@ impl Pool {
 
     /// Waits for this caller's turn, first come, first served. One forward pass at a time uses the threads;
     /// concurrent sessions alternate between tokens and between chunks of prompts.
-    pub(crate) fn team(&self, cancel: &CancelFlag) -> Result<Team<'_>> {
+    pub(crate) fn team(&self, cancel: &CancelFlag) -> Result<Turn<'_>> {
         let mut queue = lock(&self.queue);
         let ticket = queue.next;
         queue.next += 1;
@@ -168,14 +196,14 @@ impl Pool {
         }
         queue.waiting.pop_front();
         queue.busy = true;
-        Ok(Team { pool: self, _one_thread: PhantomData })
+        Ok(Turn(Team { pool: self, alone: false, _one_thread: PhantomData }))
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.rouse();
+        self.shared.publish();
         for worker in self.workers.drain(..) {
             // A worker catches panics of its tasks, so this cannot fail; nothing could be done if it did.
             let _ = worker.join();
@@ -184,20 +212,39 @@ impl Drop for Pool {
 }
 
 /// The right to use the pool's threads until dropped.
-pub(crate) struct Team<'p> {
-    pool: &'p Pool,
-    /// Not `Sync`: a task must not start a job inside a job.
-    _one_thread: PhantomData<Cell<()>>,
-}
+pub(crate) struct Turn<'p>(Team<'p>);
 
-impl Drop for Team<'_> {
-    fn drop(&mut self) {
-        lock(&self.pool.queue).busy = false;
-        self.pool.turn.notify_all();
+impl<'p> Deref for Turn<'p> {
+    type Target = Team<'p>;
+
+    fn deref(&self) -> &Team<'p> {
+        &self.0
     }
 }
 
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.pool.queue).busy = false;
+        self.0.pool.turn.notify_all();
+    }
+}
+
+/// A pool's threads, which do one job at a time.
+pub(crate) struct Team<'p> {
+    pool: &'p Pool,
+    /// The calling thread does all.
+    alone: bool,
+    /// Neither `Sync` nor `Send`: a task must not start a job inside a job, nor may two threads with a team each.
+    _one_thread: PhantomData<*const ()>,
+}
+
 impl Team<'_> {
+    /// The same for jobs that read about `bytes` bytes: where the calling thread would be done before the others could
+    /// help, it does them alone.
+    pub(crate) fn for_bytes(&self, bytes: usize) -> Team<'_> {
+        Team { pool: self.pool, alone: self.alone || bytes < WORTH, _one_thread: PhantomData }
+    }
+
     /// Threads that take part in a job.
     pub(crate) fn threads(&self) -> usize {
         self.pool.threads()
@@ -216,7 +263,7 @@ impl Team<'_> {
         if count > u32::MAX as usize {
             return Err(Error::Internal { message: format!("{count} tasks in one stage") });
         }
-        if self.pool.workers.is_empty() || count <= 1 {
+        if self.alone || self.pool.workers.is_empty() || count <= 1 {
             let most = most.max(1);
             let mut ranges = (0..count).step_by(most).map(|from| from..count.min(from.saturating_add(most)));
             return ranges.try_for_each(|range| guarded(task, range, count));
@@ -225,21 +272,22 @@ impl Team<'_> {
         // SAFETY: erases the lifetime only; this function does not return before every worker is done
         // with the pointer (`running` is zero).
         let erased = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
-        // SAFETY: `&self` is the one team and `running` is zero, so nobody reads the job now.
-        unsafe { *shared.job.get() = Job { task: Some(erased), count, most } };
+        let job = Job { task: Some(erased), count, most };
         for (i, share) in shared.shares.iter().enumerate() {
-            let from = |i: usize| i * count / shared.shares.len();
-            share.set(from(i), from(i + 1));
+            share.set(&job.share(i, shared.shares.len()).1);
         }
-        shared.running.store(self.pool.workers.len(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
-        shared.rouse();
-        shared.drain(0, task, count, most);
+        shared.running.0.store(self.pool.workers.len(), Ordering::Relaxed);
+        // SAFETY: all teams of the one turn are this thread's, and `running` was zero, so nobody reads the job now.
+        unsafe { *shared.notice.0.job.get() = job };
+        shared.publish();
+        shared.drain(0, task, job);
         let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) != 0 {
+        while shared.running.0.load(Ordering::Acquire) != 0 {
             pause(&mut spins);
         }
-        if shared.failed.swap(false, Ordering::AcqRel) {
+        // What workers wrote before they left is seen here, so a plain look is enough.
+        if shared.failed.0.load(Ordering::Relaxed) {
+            shared.failed.0.store(false, Ordering::Relaxed);
             let failure = lock(&shared.failure).take();
             return Err(failure.map_or(Error::Internal { message: "a task failed".into() }, |(_, e)| e));
         }
@@ -254,63 +302,68 @@ impl Shared {
             seen = epoch;
             // SAFETY: the acquire load of `epoch` saw this job's release; the publisher does not write
             // again before `running` is zero, which needs this worker's decrement below.
-            let Job { task, count, most } = unsafe { *self.job.get() };
-            if let Some(task) = task {
+            let job = unsafe { *self.notice.0.job.get() };
+            if let Some(task) = job.task {
                 // SAFETY: the publisher keeps the closure alive until `running` is zero.
-                self.drain(thread, unsafe { &*task }, count, most);
+                self.drain(thread, unsafe { &*task }, job);
             }
-            self.running.fetch_sub(1, Ordering::Release);
+            self.running.0.fetch_sub(1, Ordering::Release);
         }
     }
 
     /// The number of the next job after `seen`, or `None` when the pool closes.
     fn await_job(&self, seen: u64) -> Option<u64> {
-        let mut spins = 0;
-        let mut since = None;
+        let (mut spins, mut since) = (0, None);
         loop {
-            if self.stop.load(Ordering::Acquire) {
-                return None;
-            }
-            let epoch = self.epoch.load(Ordering::SeqCst);
+            let epoch = self.notice.0.epoch.load(Ordering::SeqCst);
             if epoch != seen {
-                return Some(epoch);
+                return (!self.stop.load(Ordering::Acquire)).then_some(epoch);
             }
             pause(&mut spins);
             if spins > SPINS && since.get_or_insert_with(Instant::now).elapsed() > IDLE {
-                let mut sleepers = lock(&self.sleepers);
-                *sleepers += 1;
-                while self.epoch.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::Acquire) {
-                    sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+                let mut asleep = lock(&self.asleep);
+                self.sleepers.fetch_add(1, Ordering::SeqCst);
+                while self.notice.0.epoch.load(Ordering::SeqCst) == seen {
+                    asleep = self.wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
                 }
-                *sleepers -= 1;
-                since = None;
-                spins = 0;
+                self.sleepers.fetch_sub(1, Ordering::SeqCst);
+                (spins, since) = (0, None);
             }
         }
     }
 
-    /// Wakes sleeping workers. The lock orders this after a worker's last look at `epoch`, so none sleeps
-    /// through a job.
-    fn rouse(&self) {
-        if *lock(&self.sleepers) > 0 {
+    /// Tells workers of a job, or of the end. Either a worker that goes to sleep counts itself before the look at `sleepers` here,
+    /// and is woken, or it sees the new epoch after it counted itself, and stays awake: these are all in one order. The lock keeps
+    /// the call from falling between a worker's last look and its sleep.
+    fn publish(&self) {
+        self.notice.0.epoch.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(lock(&self.asleep));
             self.wake.notify_all();
         }
     }
 
     /// Runs this thread's share in order, so that it reads weights one after the other, then what others have left.
-    fn drain(&self, thread: usize, task: &Task<'_>, count: usize, most: usize) {
+    fn drain(&self, thread: usize, task: &Task<'_>, job: Job) {
+        let (threads, most) = (self.shares.len(), job.most);
         let own = self.shares.get(thread);
-        let others = || self.shares.iter().cycle().skip(thread + 1).take(self.shares.len() - 1);
+        let others = || self.shares.iter().cycle().skip(thread + 1).take(threads - 1);
+        let begin = job.share(thread, threads).0;
+        let mut next = (!begin.is_empty()).then_some(begin);
         loop {
-            let next = own.and_then(|own| own.first(most)).or_else(|| others().find_map(|s| s.last(most)));
-            let Some(range) = next else { return };
+            // Of so few, nothing is left.
+            next =
+                next.or_else(|| if job.count > threads { own.and_then(|own| own.first(most)) } else { None });
+            next =
+                next.or_else(|| if job.count > threads { others().find_map(|s| s.last(most)) } else { None });
+            let Some(range) = next.take() else { return };
             let i = range.start;
-            if let Err(error) = guarded(task, range, count) {
+            if let Err(error) = guarded(task, range, job.count) {
                 let mut failure = lock(&self.failure);
                 if failure.as_ref().is_none_or(|(at, _)| i < *at) {
                     *failure = Some((i, error));
                 }
-                self.failed.store(true, Ordering::Release);
+                self.failed.0.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -354,6 +407,32 @@ mod tests {
                     "{threads} threads, {count} tasks"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn small_jobs_are_done_by_the_calling_thread() {
+        let pool = Pool::new(4).unwrap();
+        let team = pool.team(&CancelFlag::new()).unwrap();
+        let (caller, all) = (std::thread::current().id(), std::sync::Barrier::new(4));
+        for bytes in [0, WORTH - 1] {
+            let hits = AtomicUsize::new(0);
+            team.for_bytes(bytes)
+                .run(9, &|_| {
+                    assert_eq!(std::thread::current().id(), caller);
+                    hits.fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(hits.into_inner(), 9);
+        }
+        // Of a large one, each thread has a task to begin with: this would not end if one had two of them.
+        for bytes in [WORTH, usize::MAX] {
+            let wait = |_| {
+                all.wait();
+                Ok(())
+            };
+            team.for_bytes(bytes).run(4, &wait).unwrap();
         }
     }
 

@@ -157,7 +157,9 @@ fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f
     // `[spans][kv heads][tokens][heads of the group]`
     let (of_head, width) = (n * group * total, c.h.n_heads * n * total);
     partial.resize(spans.len() * width, 0.0);
-    tiles(team, partial, width, (1, of_head), &|tile| {
+    // Keys and values, in half precision as a rule.
+    let read = n * positions.len() * c.h.n_kv_heads * c.h.head_dim * 4;
+    tiles(&team.for_bytes(read), partial, width, (1, of_head), &|tile| {
         let kv_head = tile.cols().start / of_head;
         c.with(|TaskScratch { rows, .. }| {
             c.set_rows(rows, kv_head, 0..n)?;
@@ -167,7 +169,8 @@ fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f
             })
         })
     })?;
-    tiles(team, out, c.h.q_dim(), (n, group * c.h.head_dim), &|tile| {
+    let team = team.for_bytes(size_of_val(partial.as_slice()));
+    tiles(&team, out, c.h.q_dim(), (n, group * c.h.head_dim), &|tile| {
         let kv_head = tile.cols().start / (group * c.h.head_dim);
         let parts = partial.chunks_exact(width).map(|span| &span[kv_head * of_head..(kv_head + 1) * of_head]);
         c.with(|TaskScratch { totals, .. }| {

@@ -130,7 +130,8 @@ pub(crate) fn linear(
         Ok(())
     };
     if xs.tokens() == 1 {
-        return runs(team, out, width, (UNIT, usize::MAX), &task);
+        let bytes = matrices.iter().map(|m| m.data.len()).sum();
+        return runs(&team.for_bytes(bytes), out, width, (UNIT, usize::MAX), &task);
     }
     tiles(team, out, width, (tokens, TILE_ROWS), &task)
 }

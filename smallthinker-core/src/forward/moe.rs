@@ -120,9 +120,11 @@ fn gate_up(
     xs: &Acts,
     out: &mut [Neurons],
 ) -> Result<()> {
-    let (team, kernels, detailed) = (pass.team, pass.kernels, pass.detailed);
+    let (kernels, detailed) = (pass.kernels, pass.detailed);
+    // Of up, about half.
+    let team = pass.team.for_bytes(slots.len() * (parts.gate.slot_bytes + parts.up.slot_bytes / 2));
     let per_expert = out.len() / slots.len().max(1);
-    runs(team, out, per_expert, (1, neurons::MAX_BLOCKS), &|tile| {
+    runs(&team, out, per_expert, (1, neurons::MAX_BLOCKS), &|tile| {
         let (e, first) = (tile.rows().start, NEURONS * tile.cols().start);
         let [gate, up] = [Part::Gate, Part::Up].map(|part| slots[e].matrix(parts, part));
         neurons::compute(kernels, [&gate, &up], first, xs.row(0), detailed, tile.row(e))
@@ -153,7 +155,8 @@ fn sparse_down(
     let (kernels, dtype) = (pass.kernels, parts.down.dtype);
     let (per_expert, width) = (blocks.len() / slots.len().max(1), out.len() / slots.len().max(1));
     let tile_bytes = per_expert * neuron_block_bytes(dtype).unwrap_or(0);
-    tiles(pass.team, out, width, (1, TILE), &|tile| {
+    let touched = blocks.iter().map(|b| b.bytes(dtype)).sum::<usize>() * (width / TILE);
+    tiles(&pass.team.for_bytes(touched), out, width, (1, TILE), &|tile| {
         let (e, at) = (tile.rows().start, tile.cols().start / TILE * tile_bytes);
         let down = slots[e].matrix(parts, Part::Down);
         let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
@@ -161,8 +164,7 @@ fn sparse_down(
         let out = tile.row(e).first_chunk_mut::<TILE>();
         out.map_or(Ok(()), |out| kernels.down_tile(dtype, bytes, neurons, out))
     })?;
-    let touched: usize = blocks.iter().map(|b| b.bytes(dtype)).sum();
-    pass.clock.bytes(Stage::Down, (touched * (width / TILE)) as u64);
+    pass.clock.bytes(Stage::Down, touched as u64);
     pass.clock.lap(Stage::Down);
     Ok(())
 }
@@ -176,7 +178,8 @@ fn dense_down(
     y: &mut [f32],
 ) -> Result<()> {
     let kernels = pass.kernels;
-    runs(pass.team, y, y.len(), (UNIT, usize::MAX), &|tile| {
+    let bytes = downs.iter().map(|down| down.data.len()).sum();
+    runs(&pass.team.for_bytes(bytes), y, y.len(), (UNIT, usize::MAX), &|tile| {
         let rows = tile.cols();
         let mut block = [0.0f32; 256];
         for (i, y) in tile.row(0).chunks_mut(block.len()).enumerate() {
@@ -190,7 +193,7 @@ fn dense_down(
         }
         Ok(())
     })?;
-    pass.clock.bytes(Stage::Down, downs.iter().map(|down| down.data.len() as u64).sum());
+    pass.clock.bytes(Stage::Down, bytes as u64);
     pass.clock.lap(Stage::Down);
     Ok(())
 }

@@ -71,6 +71,7 @@ impl Picker {
         self.error = MARGIN * sketch.deviation(x2, z2);
         let known = x2.is_finite() && step.is_finite() && self.error.is_finite();
         let (codes, error) = (&self.codes, self.error);
+        let team = &team.for_bytes(sketch.bytes() as usize);
         fill(&mut self.blocks, team, vocab, &|rows, block| {
             let mut products = [0i32; BLOCK];
             let products = &mut products[..rows.len()];
@@ -104,6 +105,7 @@ impl Picker {
         self.acts.set(kernels, hidden, hidden.len(), true)?;
         self.error = 0.0;
         let (up, x) = (predictor.up.view(), &self.acts);
+        let team = &team.for_bytes(up.data.len());
         fill(&mut self.blocks, team, vocab, &|rows, block| {
             some_rows(
                 kernels,

@@ -106,7 +106,8 @@ impl Pass<'_> {
     fn picked_rows(&self, picker: &mut Picker, acts: &Acts, logits: &mut [f32]) -> Result<()> {
         let (head, rows) = (self.weights.head.view(), &picker.rows);
         picker.values.resize(rows.len(), 0.0);
-        runs(self.team, &mut picker.values, rows.len(), (ROWS, usize::MAX), &|tile| {
+        let team = self.team.for_bytes(head.data.len() / head.rows.max(1) * rows.len());
+        runs(&team, &mut picker.values, rows.len(), (ROWS, usize::MAX), &|tile| {
             let rows = &rows[tile.cols()];
             some_rows(self.kernels, &head, PickedRows::List(rows), acts.row(0), tile.row(0))
         })?;

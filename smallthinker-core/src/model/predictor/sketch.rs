@@ -178,7 +178,8 @@ impl Sketch {
         Ok(Sketch { directions, signs, codes, scales, count, mean, always: Vec::new(), rule })
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes that it reads for a token.
+    pub(crate) fn bytes(&self) -> u64 {
         (self.signs.len() + self.codes.len() + size_of_val(self.mean.as_slice())) as u64
             + self.directions.bytes()
     }
