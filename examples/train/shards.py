@@ -36,6 +36,8 @@ class Reader:
         n = self.count.get(domain, 0)
         while n <= i and os.path.exists(self.path(domain, n)):
             n += 1
+        if n == 0 and not os.path.exists(self.path(domain, 0)):
+            print(f"waiting for {self.path(domain, 0)}", flush=True)
         while n == 0:
             time.sleep(0.2)
             n = int(os.path.exists(self.path(domain, 0)))

@@ -114,6 +114,11 @@ class Log:
         self.pending, self.mark = [], time.time()
 
 
+def due(share, snapshots):
+    """How many snapshots, not counting the one at the end, belong before `share` of the stage."""
+    return sum(share > 0.8 + 0.2 * i / (snapshots - 1) for i in range(snapshots - 1))
+
+
 def arguments():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", default="run/base", help="folder of this stage")
@@ -201,7 +206,8 @@ def main():
         progress = {"step": n, "seconds": time.time() - begin, "l1": np.asarray(state["l1"]).tolist()}
         store.save(os.path.join(args.out, name), cfg, params, progress, state if full else None)
 
-    log, tokens, saved, kept = None, 0, progress["seconds"], 0
+    log, tokens, saved = None, 0, progress["seconds"]
+    kept = due(done()[1], args.snapshots) if args.resume else 0  # of before stay as they are
     while (passed := done())[1] < 1:
         seconds, share = passed
         rows, weights, domains = next(stream)
@@ -216,7 +222,7 @@ def main():
         n += 1
         if n % args.log_steps == 0:
             log.write(n, seconds, scale)
-        if args.snapshots and kept < args.snapshots - 1 and share > 0.8 + 0.2 * kept / (args.snapshots - 1):
+        if kept < due(share, args.snapshots):
             save(f"weights.{kept}.npz")
             kept += 1
         if seconds - saved > args.checkpoint_minutes * 60:

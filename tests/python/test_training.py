@@ -20,6 +20,7 @@ import predictor  # noqa: E402
 import q4  # noqa: E402
 import shards  # noqa: E402
 import store  # noqa: E402
+import train  # noqa: E402
 from runners import JaxModel  # noqa: E402
 
 TINY = model.Config(vocab=96, layers=4, hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=32,
@@ -126,6 +127,12 @@ def test_batches_follow_the_shares_and_can_be_resumed(tmp_path):
     for rows, d in seen[20:]:
         other, e = next(again)
         assert (rows == other).all() and (d == e).all()
+
+
+def test_snapshots_are_spread_over_the_last_fifth():
+    """A stage that goes on from a checkpoint keeps those that it has."""
+    assert [train.due(share, 5) for share in (0.0, 0.8, 0.81, 0.84, 0.86, 0.92, 0.96, 1.0)] == [0, 0, 1, 1, 2, 3, 4, 4]
+    assert [train.due(1.0, n) for n in (0, 1, 2)] == [0, 0, 1]
 
 
 def test_the_engine_picks_the_rows_of_the_sketch_in_the_file(model_path, tmp_path):
