@@ -49,7 +49,10 @@ class Reader:
     def rows(self, domain, number, count):
         """The `count` rows of group `number`: files are used from their start, whole groups only."""
         if domain not in self.per_file:
-            self.per_file[domain] = len(self.file(domain, 0)) // count
+            found = len(self.file(domain, 0))
+            if found < count:
+                raise ValueError(f"{self.path(domain, 0)}: {found} rows, at least {count} (a group) are needed")
+            self.per_file[domain] = found // count
         file, place = divmod(number, self.per_file[domain])
         return self.file(domain, file)[place * count : (place + 1) * count]
 

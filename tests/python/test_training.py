@@ -129,6 +129,12 @@ def test_batches_follow_the_shares_and_can_be_resumed(tmp_path):
         assert (rows == other).all() and (d == e).all()
 
 
+def test_files_without_a_whole_group_are_refused(tmp_path):
+    np.save(tmp_path / "prose.00000.npy", np.zeros((3, 5), np.uint16))
+    with pytest.raises(ValueError, match="prose.00000.npy: 3 rows, at least 4"):
+        next(shards.batches(str(tmp_path), {"prose": 1.0}, 1, 4))
+
+
 def test_snapshots_are_spread_over_the_last_fifth():
     """A stage that goes on from a checkpoint keeps those that it has."""
     assert [train.due(share, 5) for share in (0.0, 0.8, 0.81, 0.84, 0.86, 0.92, 0.96, 1.0)] == [0, 0, 1, 1, 2, 3, 4, 4]
