@@ -8,6 +8,10 @@
 //! Which thread runs which task never matters for the result: tasks write disjoint outputs, each computed
 //! in a fixed order.
 
+mod share;
+#[cfg(test)]
+mod tests;
+
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -17,6 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use share::{Share, half};
 
 use crate::cancel::CancelFlag;
 use crate::{Error, Result};
@@ -67,48 +73,6 @@ impl Job {
         let middle = from + half((to - from) as u64, self.most) as usize;
         (from..middle, middle..to)
     }
-}
-
-/// The tasks `from..to` that are left of a thread's share: `from` in the low half, `to` in the high. On a cache line
-/// of its own. What a thread begins with is not in it: that it need not fetch this line before it starts.
-#[derive(Default)]
-#[repr(align(128))]
-struct Share(AtomicU64);
-
-impl Share {
-    fn set(&self, left: &Range<usize>) {
-        self.0.store(left.start as u64 | (left.end as u64) << 32, Ordering::Relaxed);
-    }
-
-    /// Takes half of what is left, up to `most`: the first indices, as the thread whose share it is does.
-    fn first(&self, most: usize) -> Option<Range<usize>> {
-        self.take(|from, to| from + half(to - from, most), false)
-    }
-
-    /// Takes half of what is left, up to `most`: the last indices, as the others do.
-    fn last(&self, most: usize) -> Option<Range<usize>> {
-        self.take(|from, to| to - half(to - from, most), true)
-    }
-
-    /// Cuts what is left in two, leaves one part and takes the other.
-    fn take(&self, cut: impl Fn(u64, u64) -> u64, last: bool) -> Option<Range<usize>> {
-        let mut taken = None;
-        let update = |share: u64| {
-            let (from, to) = (share & 0xffff_ffff, share >> 32);
-            let at = if from < to { cut(from, to) } else { return None };
-            let (take, leave) = if last { (at..to, from..at) } else { (from..at, at..to) };
-            taken = Some(take);
-            Some(leave.start | leave.end << 32)
-        };
-        // Relaxed: the tasks themselves are published with `epoch`.
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()?;
-        taken.map(|range| range.start as usize..range.end as usize)
-    }
-}
-
-/// Half of `left`, rounded up, but not more than `most`.
-fn half(left: u64, most: usize) -> u64 {
-    left.div_ceil(2).min(most.max(1) as u64)
 }
 
 /// Keeps what one thread writes and others wait for apart from everything else: a line that moves between cores costs as much as
@@ -382,139 +346,4 @@ fn pause(spins: &mut u32) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_task_runs_once_for_any_thread_count() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads).unwrap();
-            let team = pool.team(&CancelFlag::new()).unwrap();
-            for count in [0, 1, 2, 7, 100] {
-                let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-                for _ in 0..50 {
-                    team.run(count, &|i| {
-                        hits[i].fetch_add(1, Ordering::Relaxed);
-                        Ok(())
-                    })
-                    .unwrap();
-                }
-                assert!(
-                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 50),
-                    "{threads} threads, {count} tasks"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn small_jobs_are_done_by_the_calling_thread() {
-        let pool = Pool::new(4).unwrap();
-        let team = pool.team(&CancelFlag::new()).unwrap();
-        let (caller, all) = (std::thread::current().id(), std::sync::Barrier::new(4));
-        for bytes in [0, WORTH - 1] {
-            let hits = AtomicUsize::new(0);
-            team.for_bytes(bytes)
-                .run(9, &|_| {
-                    assert_eq!(std::thread::current().id(), caller);
-                    hits.fetch_add(1, Ordering::Relaxed);
-                    Ok(())
-                })
-                .unwrap();
-            assert_eq!(hits.into_inner(), 9);
-        }
-        // Of a large one, each thread has a task to begin with: this would not end if one had two of them.
-        for bytes in [WORTH, usize::MAX] {
-            let wait = |_| {
-                all.wait();
-                Ok(())
-            };
-            team.for_bytes(bytes).run(4, &wait).unwrap();
-        }
-    }
-
-    #[test]
-    fn ranges_cover_every_index_once_and_none_is_too_long() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads).unwrap();
-            let team = pool.team(&CancelFlag::new()).unwrap();
-            for (count, most) in [(0, 4), (1, 4), (7, 1), (100, 9), (100, usize::MAX), (5, 0)] {
-                let hits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-                let longest = AtomicUsize::new(0);
-                team.run_ranges(count, most, &|range| {
-                    longest.fetch_max(range.len(), Ordering::Relaxed);
-                    for hit in &hits[range] {
-                        hit.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(())
-                })
-                .unwrap();
-                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{threads}, {count}, {most}");
-                assert!(longest.into_inner() <= most.max(1), "{threads}, {count}, {most}");
-            }
-        }
-    }
-
-    #[test]
-    fn wakes_after_sleep() {
-        let pool = Pool::new(2).unwrap();
-        let team = pool.team(&CancelFlag::new()).unwrap();
-        for _ in 0..3 {
-            std::thread::sleep(IDLE * 5);
-            let sum = AtomicUsize::new(0);
-            team.run(64, &|i| {
-                sum.fetch_add(i, Ordering::Relaxed);
-                Ok(())
-            })
-            .unwrap();
-            assert_eq!(sum.into_inner(), 2016);
-        }
-    }
-
-    #[test]
-    fn lowest_error_wins_and_a_panic_is_an_error() {
-        let pool = Pool::new(3).unwrap();
-        let team = pool.team(&CancelFlag::new()).unwrap();
-        let fail = |i: usize| if i >= 5 { Err(Error::NotFinite { layer: i, what: "x" }) } else { Ok(()) };
-        assert!(matches!(team.run(20, &fail), Err(Error::NotFinite { layer: 5, .. })));
-        let error = team.run(4, &|i| if i == 2 { panic!("boom") } else { Ok(()) }).unwrap_err();
-        assert!(error.to_string().contains("task 2 of 4 panicked"), "{error}");
-        team.run(4, &|_| Ok(())).unwrap();
-    }
-
-    #[test]
-    fn turns_alternate() {
-        let pool = Pool::new(1).unwrap();
-        let order = Mutex::new(Vec::new());
-        let start = std::sync::Barrier::new(2);
-        std::thread::scope(|scope| {
-            for who in 0..2 {
-                let (pool, order, start) = (&pool, &order, &start);
-                scope.spawn(move || {
-                    start.wait();
-                    for _ in 0..20 {
-                        let _team = pool.team(&CancelFlag::new()).unwrap();
-                        lock(order).push(who);
-                        // Long enough that the other one is waiting by the time this turn ends.
-                        std::thread::sleep(Duration::from_millis(3));
-                    }
-                });
-            }
-        });
-        let order = order.into_inner().unwrap();
-        let changes = order.windows(2).filter(|w| w[0] != w[1]).count();
-        assert!(changes > 20, "{order:?}");
-    }
-
-    #[test]
-    fn waiting_for_a_turn_can_be_cancelled() {
-        let pool = Pool::new(1).unwrap();
-        let cancel = CancelFlag::new();
-        let _held = pool.team(&cancel).unwrap();
-        cancel.cancel();
-        assert!(matches!(pool.team(&cancel), Err(Error::Cancelled)));
-    }
 }
