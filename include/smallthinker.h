@@ -327,7 +327,7 @@ typedef struct st_stats {
     uint64_t expert_evictions;
     /// Bytes read from the file.
     uint64_t expert_bytes_read;
-    /// Seconds that computation waited for reads.
+    /// Seconds that computation waited for reads, or that its threads spent on them.
     double expert_stall_seconds;
     /// 1 if decode skips inactive neurons in the up projections of all layers, else 0.
     uint32_t sparse_up;
@@ -444,7 +444,7 @@ typedef struct st_generation_stats {
     uint64_t expert_misses;
     /// Bytes of them.
     uint64_t expert_bytes_read;
-    /// Seconds that computation waited for them.
+    /// Seconds that computation waited for them, or that its threads spent on them.
     double expert_stall_seconds;
     /// Rows of the LM head computed per decoded token; the size of the vocabulary with the full head.
     double head_rows_per_token;

@@ -68,6 +68,8 @@ struct Storage {
     len: u64,
     schedule: Mutex<Schedule>,
     reads: AtomicU64,
+    /// Said to lie in memory, so that compute threads read.
+    in_memory: bool,
 }
 
 impl Storage {
@@ -81,6 +83,10 @@ impl Storage {
 struct Faulty(Arc<Storage>);
 
 impl Double for Faulty {
+    fn lies_in_memory(&self) -> bool {
+        self.0.in_memory
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         use std::os::unix::fs::FileExt;
         let Schedule { trouble, seed, calm } = *self.0.schedule.lock().unwrap();
@@ -118,6 +124,16 @@ impl Double for Faulty {
     }
 }
 
+/// Where the file lies, and how.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Disk,
+    Memory,
+    /// Packed, so that it is read into slots directly.
+    PackedDisk,
+    PackedMemory,
+}
+
 struct Rig {
     fixture: Fixture,
     storage: Arc<Storage>,
@@ -131,19 +147,16 @@ const TOKENS: usize = 12;
 
 impl Rig {
     /// A model whose experts hardly fit, over storage that has been calm while it was opened.
-    fn new(slots_more: u64) -> Rig {
+    fn new(kind: Kind, slots_more: u64) -> Rig {
         let spec =
             Spec { layers: 4, ffn: 256, experts: 12, top_k: 2, tied: false, context: 64, ..Spec::default() };
-        Rig::over(Fixture::new(spec), slots_more, false)
-    }
-
-    /// The same from a packed copy of the model's file, which reads go from into slots directly.
-    fn packed(slots_more: u64) -> Rig {
-        let rig = Rig::new(slots_more);
-        Rig::over(rig.fixture, slots_more, true)
-    }
-
-    fn over(mut fixture: Fixture, slots_more: u64, packed: bool) -> Rig {
+        let mut fixture = Fixture::new(spec);
+        let (packed, in_memory) = match kind {
+            Kind::Disk => (false, false),
+            Kind::Memory => (false, true),
+            Kind::PackedDisk => (true, false),
+            Kind::PackedMemory => (true, true),
+        };
         let prompt = Random::new(3).tokens(20);
         let everything = fixture.open();
         let expected = generate(&everything, &prompt, None).unwrap();
@@ -154,7 +167,7 @@ impl Rig {
         }
         let file = File::open(&fixture.path).unwrap();
         let len = file.metadata().unwrap().len();
-        let storage = Storage { file, len, schedule: Mutex::new(CALM), reads: AtomicU64::new(0) };
+        let storage = Storage { file, len, schedule: Mutex::new(CALM), reads: AtomicU64::new(0), in_memory };
         let storage = Arc::new(storage);
         let gguf = Gguf::open(&fixture.path).unwrap();
         let double = gguf.source().doubled(|_, _, _| Box::new(Faulty(Arc::clone(&storage))));
@@ -229,7 +242,16 @@ fn in_time(test: impl FnOnce() + Send + 'static) {
 #[test]
 fn a_thousand_fault_schedules_end_in_the_right_text_or_in_an_error() {
     in_time(|| {
-        for (rig, schedules) in [(Rig::new(0), 500), (Rig::new(12), 500), (Rig::packed(6), 200)] {
+        let rigs = [
+            (Kind::Disk, 0, 500),
+            (Kind::Disk, 12, 500),
+            (Kind::PackedDisk, 6, 200),
+            (Kind::Memory, 0, 250),
+            (Kind::Memory, 12, 250),
+            (Kind::PackedMemory, 6, 100),
+        ];
+        for (kind, slots_more, schedules) in rigs {
+            let rig = Rig::new(kind, slots_more);
             let mut ended = [[0; 2]; Trouble::ALL.len()];
             for seed in 0..schedules {
                 let trouble = Trouble::ALL[seed as usize % Trouble::ALL.len()];
@@ -244,7 +266,7 @@ fn a_thousand_fault_schedules_end_in_the_right_text_or_in_an_error() {
                 let [failed, right] = ended[trouble as usize];
                 assert!(
                     trouble.harmless() || failed > 0,
-                    "{trouble:?} has never done any harm: {right} right"
+                    "{kind:?}, {trouble:?} has never done any harm: {right} right"
                 );
             }
             assert!(rig.model.stats().experts.evictions > 0);
@@ -255,9 +277,10 @@ fn a_thousand_fault_schedules_end_in_the_right_text_or_in_an_error() {
 #[test]
 fn cancelling_at_any_time_leaves_a_prefix_and_a_session_that_works() {
     in_time(|| {
-        let rig = Rig::new(0);
+        let rigs = [Kind::Disk, Kind::Memory].map(|kind| Rig::new(kind, 0));
         let mut cut = 0;
-        for seed in 0..60 {
+        for seed in 0..90 {
+            let rig = &rigs[usize::from(seed % 3 == 0)];
             rig.storage.set(Schedule { trouble: Trouble::Slow, seed, calm: 0 });
             let after = Duration::from_micros(Random::new(seed + 1).below(30_000).into());
             let tokens = generate(&rig.model, &rig.prompt, Some(after)).unwrap();
@@ -273,13 +296,14 @@ fn cancelling_at_any_time_leaves_a_prefix_and_a_session_that_works() {
 #[test]
 fn sessions_at_the_floor_share_the_trouble_and_nothing_else() {
     in_time(|| {
-        let rig = Arc::new(Rig::new(0));
-        for seed in 0..40 {
+        let rigs = [Kind::Disk, Kind::Memory].map(|kind| Arc::new(Rig::new(kind, 0)));
+        for seed in 0..60 {
+            let rig = &rigs[usize::from(seed % 3 == 0)];
             let trouble = Trouble::ALL[seed as usize % Trouble::ALL.len()];
             rig.storage.set(Schedule { trouble, seed, calm: seed * 3 });
             let sessions: Vec<_> = (0..3)
                 .map(|_| {
-                    let rig = Arc::clone(&rig);
+                    let rig = Arc::clone(rig);
                     thread::spawn(move || {
                         rig.check(generate(&rig.model, &rig.prompt, None), trouble);
                     })
@@ -294,37 +318,39 @@ fn sessions_at_the_floor_share_the_trouble_and_nothing_else() {
 
 #[test]
 fn the_budget_can_change_at_any_time() {
-    in_time(|| {
-        let rig = Arc::new(Rig::new(0));
-        let plan = rig.model.plan().clone();
-        let sessions = {
-            let rig = Arc::clone(&rig);
-            thread::spawn(move || {
-                for _ in 0..60 {
-                    rig.check(generate(&rig.model, &rig.prompt, None), Trouble::None);
-                }
-            })
-        };
-        let mut random = Random::new(5);
-        let mut seen = [0, 0];
-        while !sessions.is_finished() {
-            let more = u64::from(random.below(plan.experts as u32 + 8));
-            let budget = plan.budget + more * plan.expert_slot;
-            rig.model.set_memory_budget(budget).unwrap();
-            let stats = rig.model.stats();
-            assert_eq!(stats.budget, budget);
-            assert!(stats.budget_used <= budget, "{} of {budget}", stats.budget_used);
-            assert!(stats.experts.resident <= stats.experts.slots);
-            seen[usize::from(stats.experts.slots == plan.experts)] += 1;
-            thread::sleep(Duration::from_millis(2));
-        }
-        sessions.join().unwrap();
-        assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}: only one kind of budget");
-        let before = rig.model.stats();
-        let error = rig.model.set_memory_budget(plan.floor - 1).unwrap_err();
-        assert!(matches!(error, Error::Budget { .. }), "{error}");
-        assert_eq!(rig.model.stats().budget, before.budget);
-    });
+    in_time(|| [Kind::Disk, Kind::Memory].into_iter().for_each(change_budget));
+}
+
+fn change_budget(kind: Kind) {
+    let rig = Arc::new(Rig::new(kind, 0));
+    let plan = rig.model.plan().clone();
+    let sessions = {
+        let rig = Arc::clone(&rig);
+        thread::spawn(move || {
+            for _ in 0..60 {
+                rig.check(generate(&rig.model, &rig.prompt, None), Trouble::None);
+            }
+        })
+    };
+    let mut random = Random::new(5);
+    let mut seen = [0, 0];
+    while !sessions.is_finished() {
+        let more = u64::from(random.below(plan.experts as u32 + 8));
+        let budget = plan.budget + more * plan.expert_slot;
+        rig.model.set_memory_budget(budget).unwrap();
+        let stats = rig.model.stats();
+        assert_eq!(stats.budget, budget);
+        assert!(stats.budget_used <= budget, "{} of {budget}", stats.budget_used);
+        assert!(stats.experts.resident <= stats.experts.slots);
+        seen[usize::from(stats.experts.slots == plan.experts)] += 1;
+        thread::sleep(Duration::from_millis(2));
+    }
+    sessions.join().unwrap();
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}: only one kind of budget");
+    let before = rig.model.stats();
+    let error = rig.model.set_memory_budget(plan.floor - 1).unwrap_err();
+    assert!(matches!(error, Error::Budget { .. }), "{error}");
+    assert_eq!(rig.model.stats().budget, before.budget);
 }
 
 #[test]

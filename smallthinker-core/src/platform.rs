@@ -24,12 +24,25 @@ fn physical_cores() -> Option<usize> {
     (!cores.is_empty()).then_some(cores.len())
 }
 
-/// Bytes that this process can still take: the smallest of the machine's available memory and what each
-/// enclosing cgroup (v1 and v2, every ancestor, `memory.high` too) leaves. `None` where nothing tells.
-pub fn available_memory() -> Option<u64> {
-    let machine = meminfo_available();
+/// Bytes that this process can still take.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryRoom {
+    /// What the machine has available; `None` where it does not tell.
+    pub machine: Option<u64>,
+    /// The least that an enclosing cgroup (v1 and v2, every ancestor, `memory.high` too) leaves; `None` without a limit.
+    pub groups: Option<u64>,
+}
+
+/// What this process can still take of the machine's memory and of each limit.
+pub fn memory_room() -> MemoryRoom {
     let groups = cgroup_dirs().into_iter().filter_map(|dir| cgroup_room(&dir)).min();
-    [machine, groups].into_iter().flatten().min()
+    MemoryRoom { machine: meminfo_available(), groups }
+}
+
+/// The least of these; `None` where nothing tells.
+pub fn available_memory() -> Option<u64> {
+    let room = memory_room();
+    [room.machine, room.groups].into_iter().flatten().min()
 }
 
 fn meminfo_available() -> Option<u64> {

@@ -87,7 +87,7 @@ pub struct st_stats {
     pub expert_evictions: u64,
     /// Bytes read from the file.
     pub expert_bytes_read: u64,
-    /// Seconds that computation waited for reads.
+    /// Seconds that computation waited for reads, or that its threads spent on them.
     pub expert_stall_seconds: f64,
     /// 1 if decode skips inactive neurons in the up projections of all layers, else 0.
     pub sparse_up: u32,
@@ -161,7 +161,7 @@ pub struct st_generation_stats {
     pub expert_misses: u64,
     /// Bytes of them.
     pub expert_bytes_read: u64,
-    /// Seconds that computation waited for them.
+    /// Seconds that computation waited for them, or that its threads spent on them.
     pub expert_stall_seconds: f64,
     /// Rows of the LM head computed per decoded token; the size of the vocabulary with the full head.
     pub head_rows_per_token: f64,

@@ -4,11 +4,11 @@
 //! and models that don't. A slot's bytes are owned by exactly one party at a time: the free list, the
 //! reader that fills them, or the cache, which lends them out for reading. So an expert that is not fully
 //! read can't be computed with, by construction.
-
 //!
-//! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots) → this file
-//! (what a pass sees); `policy` says what to evict, `stats` what happened.
+//! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots) and `fetch`
+//! (compute threads that do) → this file (what a pass sees); `policy` says what to evict, `stats` what happened.
 
+mod fetch;
 pub(crate) mod policy;
 pub(crate) mod queue;
 mod readers;
@@ -70,6 +70,9 @@ struct Shared {
     index: ExpertIndex,
     source: Arc<Source>,
     buffered: bool,
+    /// Whether the file lies in memory: see [`fetch`].
+    in_memory: bool,
+    fetch_buffers: fetch::Buffers,
     /// Whether there is a slot for every expert.
     complete: AtomicBool,
     /// Slots that the cache would like to have.
@@ -117,7 +120,7 @@ impl Shared {
     }
 
     fn reads(&self) -> Reads {
-        let cached = self.buffered || self.complete.load(Ordering::Relaxed);
+        let cached = self.buffered || self.in_memory || self.complete.load(Ordering::Relaxed);
         if cached { Reads::Cached } else { Reads::Direct }
     }
 
@@ -169,10 +172,22 @@ impl ExpertCache {
         let (work, changed) = (Condvar::new(), Condvar::new());
         let complete = AtomicBool::new(options.slots >= index.experts());
         let (wanted, least, budget) = (AtomicUsize::new(options.slots), options.least, Arc::clone(budget));
-        let buffered = options.buffered;
-        let shared =
-            Shared { index, source, buffered, complete, wanted, least, lease, budget, state, work, changed };
-        let shared = Arc::new(shared);
+        let in_memory = source.lies_in_memory();
+        let shared = Arc::new(Shared {
+            index,
+            source,
+            buffered: options.buffered,
+            in_memory,
+            fetch_buffers: fetch::Buffers::default(),
+            complete,
+            wanted,
+            least,
+            lease,
+            budget,
+            state,
+            work,
+            changed,
+        });
         let reserve: Weak<Shared> = Arc::downgrade(&shared);
         shared.budget.set_reserve(reserve);
         Ok(ExpertCache { readers: Readers::start(&shared, options.readers)?, shared })
@@ -182,8 +197,9 @@ impl ExpertCache {
         &self.shared.index
     }
 
-    /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting. `experts` are
-    /// the choices of `tokens` tokens; the pass acquires each of them.
+    /// Starts loading those of `experts` that are absent, as far as slots can be had without waiting, but for those of a
+    /// single token that are to be [fetched](Self::fetch). `experts` are the choices of `tokens` tokens; the pass acquires
+    /// each of them.
     pub(crate) fn request(&self, layer: usize, tokens: usize, experts: impl Iterator<Item = usize>) {
         let mut state = self.shared.lock();
         state.turn(layer, self.shared.index.n_experts, tokens, experts);
@@ -200,6 +216,8 @@ impl ExpertCache {
                     state.stats.misses += 1;
                 }
                 Some(Entry::Failed(_)) => {}
+                // To be fetched.
+                None if self.shared.in_memory && tokens == 1 => {}
                 None => drop(self.shared.load_chosen(&mut state, id, Urgency::Chosen)),
             }
         }

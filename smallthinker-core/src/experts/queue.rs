@@ -52,6 +52,16 @@ impl<B> Queue<B> {
         self.chosen.pop_front().or_else(|| self.guesses.pop_front())
     }
 
+    /// Pieces that have been chosen.
+    pub(crate) fn chosen(&self) -> usize {
+        self.chosen.len()
+    }
+
+    /// Takes those from place `first` on.
+    pub(crate) fn take_chosen(&mut self, first: usize) -> Vec<Job<B>> {
+        self.chosen.drain(first.min(self.chosen.len())..).collect()
+    }
+
     /// A guess has come true: its pieces that nobody reads yet move up.
     pub(crate) fn hurry(&mut self, id: ExpertId) {
         let (hurried, others) = std::mem::take(&mut self.guesses).into_iter().partition(|job| job.id == id);

@@ -85,11 +85,7 @@ fn fill(shared: &Shared, job: &mut Job, buffer: &mut ReadBuffer) -> Result<u64> 
     if shared.index.packed {
         let place = job.bytes.get_mut(..piece.bytes).unwrap_or(&mut []);
         source.read_into(shared.reads(), shard, offset, place)?;
-        for m in experts.matrices() {
-            let data = place.get(m.range()).unwrap_or(&[]);
-            source.check_packed((m.dtype, m.layout), (m.rows, m.cols), shard, offset + m.at as u64, data)?;
-        }
-        return Ok(piece.bytes as u64);
+        return check(shared, job);
     }
     let m = experts.matrices()[job.piece];
     let place = job.bytes.get_mut(..m.slot_bytes).unwrap_or(&mut []);
@@ -100,6 +96,21 @@ fn fill(shared: &Shared, job: &mut Job, buffer: &mut ReadBuffer) -> Result<u64> 
     } else {
         source.check_blocks(m.dtype, shard, offset, file)?;
         pack(m.dtype, m.layout, file, 0, m.rows, m.cols, place);
+    }
+    Ok(piece.bytes as u64)
+}
+
+/// Checks a piece that lies in the file as it does in its place. Returns the bytes read.
+pub(super) fn check(shared: &Shared, job: &Job) -> Result<u64> {
+    let (layer, expert) = job.id;
+    let experts = &shared.index.layers[layer];
+    let piece = &experts.pieces[job.piece];
+    if shared.index.packed {
+        for m in experts.matrices() {
+            let (offset, data) = (piece.place(expert) + m.at as u64, job.bytes.get(m.range()).unwrap_or(&[]));
+            let shape = (m.rows, m.cols);
+            shared.source.check_packed((m.dtype, m.layout), shape, piece.shard, offset, data)?;
+        }
     }
     Ok(piece.bytes as u64)
 }

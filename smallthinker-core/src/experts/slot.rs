@@ -220,6 +220,24 @@ impl State {
         }
     }
 
+    /// Begins to load what the pass has chosen and is absent, as far as slots can be had, and takes that from the queue: the
+    /// caller reads it and brings it back.
+    pub(super) fn take_awaited(&mut self) -> Vec<Job> {
+        let awaited: Vec<ExpertId> = self.awaited().filter(|id| !self.entries.contains_key(id)).collect();
+        let first = self.queue.chosen();
+        for id in awaited {
+            if !self.load(id, Urgency::Chosen) {
+                break;
+            }
+            self.stats.misses += 1;
+        }
+        let jobs = self.queue.take_chosen(first);
+        if !jobs.is_empty() {
+            self.reading.enter();
+        }
+        jobs
+    }
+
     /// Takes back a piece from a reader. The expert becomes ready, or failed, with the last of its pieces: before, some
     /// reader still owns some of the slot. Returns whether it is to be read again instead.
     pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) -> bool {

@@ -5,6 +5,7 @@ use super::*;
 use crate::gguf::{Gguf, GgufWriter};
 use crate::model::expert_index::Part;
 use crate::model::hparams::{Gating, Hparams};
+use crate::pool::Pool;
 use crate::tensor::DType;
 
 const LAYERS: usize = 3;
@@ -41,6 +42,13 @@ impl File {
         }
         out.finish().unwrap();
         File { gguf: Gguf::open(&path).unwrap(), dir }
+    }
+
+    /// The same, read from memory.
+    fn in_memory() -> File {
+        let File { dir, .. } = File::new();
+        let bytes = fs::read(dir.path().join("model.gguf")).unwrap();
+        File { gguf: Gguf::from_bytes(bytes).unwrap(), dir }
     }
 
     fn cache(&self, slots: usize) -> ExpertCache {
@@ -98,6 +106,31 @@ fn right_weights_in_any_order_with_any_number_of_slots() {
             assert_eq!(stats.evictions, 0);
         }
     }
+}
+
+#[test]
+fn what_a_token_chose_of_a_file_in_memory_is_there_after_the_fetch() {
+    let (file, pool, cancel) = (File::in_memory(), Pool::new(2).unwrap(), CancelFlag::new());
+    let team = pool.team(&cancel).unwrap();
+    let cache = file.cache(4);
+    for (layer, experts, misses) in [(0, 0..3, 3), (0, 1..4, 4), (1, 0..4, 8)] {
+        cache.request(layer, 1, experts.clone());
+        cache.fetch(&team).unwrap();
+        let stats = cache.stats();
+        assert_eq!((stats.misses, stats.resident), (misses, misses.min(4)));
+        assert_eq!(stats.bytes_read, misses * 3 * (HIDDEN * FFN * 4) as u64);
+        experts.for_each(|expert| check(&cache, (layer, expert)));
+        assert_eq!(cache.stats().misses, misses);
+    }
+    // More than there are slots: the rest is read when its turn comes.
+    let cache = file.cache(2);
+    cache.request(2, 1, 0..3);
+    cache.fetch(&team).unwrap();
+    assert_eq!(cache.stats().resident, 2);
+    (0..3).for_each(|expert| check(&cache, (2, expert)));
+    // A prompt's are on their way since they were requested.
+    cache.request(1, 2, 0..1);
+    check(&cache, (1, 0));
 }
 
 #[test]

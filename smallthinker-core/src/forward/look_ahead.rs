@@ -26,6 +26,9 @@ impl Pass<'_> {
         for ahead in AHEAD {
             let next = layer + ahead;
             let one = s.choices.len() == self.h.top_k;
+            if one && self.cache.fetches() {
+                break; // nothing to wait for, so nothing to begin early
+            }
             if next >= self.h.n_layers || ahead > 1 && !(one && self.cache.has_idle_reader()) {
                 break;
             }

@@ -45,6 +45,9 @@ pub(crate) fn experts(
     y: &mut [f32],
 ) -> Result<()> {
     let parts = &pass.cache.index().layers[layer];
+    if xs.tokens() == 1 {
+        pass.cache.fetch(pass.team)?;
+    }
     if xs.tokens() == 1 && parts.down_layout == DownLayout::ByOutput {
         one_token(pass, layer, parts, choices, xs, s, y)
     } else {

@@ -64,3 +64,17 @@ pub(super) fn forget(file: &File, offset: u64, len: usize) {
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn forget(_: &File, _: u64, _: usize) {}
+
+/// Whether the file lies in memory: of a file system that has nothing else.
+#[cfg(target_os = "linux")]
+pub(super) fn lies_in_memory(file: &File) -> bool {
+    // statfs(2)
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58f6;
+    rustix::fs::fstatfs(file).is_ok_and(|fs| [TMPFS, RAMFS].contains(&(fs.f_type as u32)))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn lies_in_memory(_: &File) -> bool {
+    false
+}

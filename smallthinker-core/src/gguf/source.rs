@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::direct::{ALIGN, DirectFile, forget};
+use super::direct::{ALIGN, DirectFile, forget, lies_in_memory};
 use crate::arena::{Arena, Slab};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -42,6 +42,11 @@ enum Data {
 pub(crate) trait Double: std::fmt::Debug + Send + Sync {
     /// As a file's `read_at`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// As a source's `lies_in_memory`.
+    fn lies_in_memory(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Debug)]
@@ -212,6 +217,16 @@ impl Source {
             file.forget(offset, len);
         }
         Ok(())
+    }
+
+    /// Whether all shards lie in memory, so that reading them is work for the CPU and no wait for a device.
+    pub(crate) fn lies_in_memory(&self) -> bool {
+        self.shards.iter().all(|shard| match &shard.data {
+            Data::File(open) => lies_in_memory(&open.file),
+            Data::Memory(_) => true,
+            #[cfg(test)]
+            Data::Double(double) => double.lies_in_memory(),
+        })
     }
 
     /// Whether direct reads work on all shards.

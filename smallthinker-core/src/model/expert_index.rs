@@ -8,7 +8,7 @@ use crate::model::hparams::Hparams;
 use crate::model::pack_format::PackFormat;
 use crate::model::weights::expect_tensor;
 use crate::tensor::DType;
-use crate::tensor::packed::{Layout, matrix_bytes};
+use crate::tensor::packed::{Layout, TILE, matrix_bytes};
 use crate::{Error, Result};
 
 /// One of an expert's three matrices, for all experts of a layer.
@@ -30,6 +30,11 @@ impl ExpertMatrix {
     /// The bytes of its piece.
     pub(crate) fn range(&self) -> Range<usize> {
         self.at..self.at + self.slot_bytes
+    }
+
+    /// Bytes in the file of the rows that a [`Band`](crate::tensor::packed::Band) holds.
+    pub(crate) fn band_bytes(&self) -> usize {
+        TILE * self.dtype.row_bytes(self.cols).unwrap_or(0)
     }
 }
 
@@ -209,6 +214,13 @@ impl ExpertIndex {
     /// Bytes of the largest piece that is not read into its place at once.
     pub(crate) fn most_read_at_once(&self) -> usize {
         if self.packed { 0 } else { self.largest_piece() }
+    }
+
+    /// Bytes of the widest band that is packed after it was read.
+    pub(crate) fn widest_band(&self) -> usize {
+        let packed = |m: &&ExpertMatrix| !self.packed && m.layout != Layout::Rows;
+        let matrices = self.layers.iter().flat_map(LayerExperts::matrices);
+        matrices.filter(packed).map(ExpertMatrix::band_bytes).max().unwrap_or(0)
     }
 
     /// Bytes of all slots together when every expert is held.

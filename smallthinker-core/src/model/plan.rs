@@ -12,6 +12,7 @@ use crate::model::hparams::Hparams;
 use crate::model::options::ModelOptions;
 use crate::model::predictor::{LmHead, predictor_bytes};
 use crate::model::weights::{expect_tensor, resident_bytes, resident_shapes};
+use crate::platform::MemoryRoom;
 use crate::{Error, Result};
 
 /// The memory plan of a model under a budget; all sizes in bytes.
@@ -86,15 +87,25 @@ impl Plan {
     }
 }
 
-/// Left to the rest of the machine when the budget is chosen from what is free.
+/// Left over, at most, when the budget is chosen from what is free.
 const MARGIN: u64 = 256 << 20;
+/// Left over of what the machine has free, as a fraction: other programs may come to need it.
+const MARGIN_OF_MACHINE: u64 = 8;
+/// Left over of what the limit of a group of processes allows: such a limit has been set for this program.
+const MARGIN_OF_GROUP: u64 = 16;
 
 /// Sessions at the full context that the default budget has room for.
 const DEFAULT_SESSIONS: u64 = 4;
 
 /// What is free less a margin; no limit where the system does not tell.
 fn free_memory() -> u64 {
-    crate::platform::available_memory().map_or(u64::MAX, |free| free.saturating_sub(MARGIN.min(free / 8)))
+    usable(crate::platform::memory_room())
+}
+
+fn usable(room: MemoryRoom) -> u64 {
+    let less = |free: Option<u64>, share: u64| free.map(|free| free.saturating_sub(MARGIN.min(free / share)));
+    let limits = [less(room.machine, MARGIN_OF_MACHINE), less(room.groups, MARGIN_OF_GROUP)];
+    limits.into_iter().flatten().min().unwrap_or(u64::MAX)
 }
 
 /// Plans for the options' budget. Errors: [`Error::Budget`] below the floor.
@@ -116,7 +127,10 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
         LmHead::Full => 0,
         LmHead::Sparse => predictor_bytes(gguf, h)?,
     };
-    let read_buffers = options.readers()? as u64 * ReadBuffer::bytes(index.most_read_at_once()) as u64;
+    let mut read_buffers = options.readers()? as u64 * ReadBuffer::bytes(index.most_read_at_once()) as u64;
+    if gguf.source().lies_in_memory() {
+        read_buffers += options.resolved_threads()? as u64 * ReadBuffer::bytes(index.widest_band()) as u64;
+    }
     let all = [resident, lm_head, tokenizer, scratch, read_buffers];
     let fixed = all.into_iter().fold(0, u64::saturating_add);
     let everything = fixed.saturating_add(kv_full).saturating_add(index.bank_bytes());
@@ -188,4 +202,20 @@ fn kv_full_context(h: &Hparams, context: usize, kv: KvType, chunk: usize) -> u64
     let positions = |window: Option<usize>| window.map_or(context, |w| (w + chunk + PAGE).min(context));
     let pages: usize = h.attention.iter().map(|a| positions(a.window).div_ceil(PAGE)).sum();
     (pages as u64).saturating_mul(KvCache::page_bytes(h, kv))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_of_what_is_free_stays_free() {
+        const MIB: u64 = 1 << 20;
+        let usable = |machine, groups| usable(MemoryRoom { machine, groups });
+        assert_eq!(usable(None, None), u64::MAX);
+        assert_eq!(usable(Some(1024 * MIB), None), (1024 - 128) * MIB);
+        assert_eq!(usable(Some(16384 * MIB), Some(1024 * MIB)), (1024 - 64) * MIB);
+        assert_eq!(usable(Some(16384 * MIB), Some(8192 * MIB)), (8192 - 256) * MIB);
+        assert_eq!(usable(Some(1024 * MIB), Some(1020 * MIB)), (1024 - 128) * MIB);
+    }
 }

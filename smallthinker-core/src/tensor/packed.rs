@@ -10,7 +10,7 @@
 
 use super::DType;
 use super::block::{BlockQ4_0, BlockQ8_0, cast};
-use super::transpose::transpose;
+use super::transpose::{transpose, transpose_quads};
 
 /// Columns of a group of [`Layout::Lanes`].
 pub(crate) const GROUP_COLS: usize = 256;
@@ -114,16 +114,66 @@ pub(crate) fn matrix_bytes(dtype: DType, layout: Layout, rows: usize, cols: usiz
     }
 }
 
+/// The place of up to [`TILE`] rows of a matrix in its layout.
+pub(crate) struct Band<'a> {
+    codes: &'a mut [u8],
+    /// Of [`Layout::Lanes`], where they lie apart.
+    scales: &'a mut [u8],
+}
+
+impl<'a> Band<'a> {
+    /// The bands of the matrix of `rows` × `cols` whose place is `out`.
+    pub(crate) fn all(
+        dtype: DType,
+        layout: Layout,
+        rows: usize,
+        cols: usize,
+        out: &'a mut [u8],
+    ) -> Vec<Band<'a>> {
+        let (scales_from, codes, scales) = match layout {
+            Layout::Rows => (out.len(), TILE * dtype.row_bytes(cols).unwrap_or(0), 0),
+            Layout::Neurons => (out.len(), cols / 32 * neuron_block_bytes(dtype).unwrap_or(0), 0),
+            Layout::Lanes => {
+                let groups = groups(cols);
+                (rows * groups * GROUP_CODES, TILE * groups * GROUP_CODES, TILE * groups * GROUP_SCALES)
+            }
+        };
+        let (all_codes, all_scales) = out.split_at_mut(scales_from.min(out.len()));
+        let scales = all_scales.chunks_mut(scales.max(1)).chain(std::iter::repeat_with(Default::default));
+        all_codes.chunks_mut(codes.max(1)).zip(scales).map(|(codes, scales)| Band { codes, scales }).collect()
+    }
+
+    /// Fills the band with its rows, which are as in the file.
+    pub(crate) fn pack(&mut self, dtype: DType, layout: Layout, file: &[u8], cols: usize) {
+        match layout {
+            Layout::Rows => {
+                let n = self.codes.len().min(file.len());
+                self.codes[..n].copy_from_slice(&file[..n]);
+            }
+            Layout::Lanes => pack_rows(file, cols, self.codes, self.scales),
+            Layout::Neurons => pack_neurons_tile(dtype, file, cols, self.codes),
+        }
+    }
+}
+
 /// Packs whole rows of `cols` weights into [`Layout::Lanes`]: `file` are consecutive rows from row `first` on of the
 /// matrix of `rows` rows whose place is `out`. Rows outside the matrix are left out.
 pub(crate) fn pack_lanes(file: &[u8], first: usize, rows: usize, cols: usize, out: &mut [u8]) {
+    let groups = groups(cols);
+    let (codes, scales) = out.split_at_mut((rows * groups * GROUP_CODES).min(out.len()));
+    let codes = codes.get_mut(first * groups * GROUP_CODES..).unwrap_or(&mut []);
+    let scales = scales.get_mut(first * groups * GROUP_SCALES..).unwrap_or(&mut []);
+    pack_rows(file, cols, codes, scales);
+}
+
+/// Packs rows of `cols` weights into the places of their codes and of their scales.
+fn pack_rows(file: &[u8], cols: usize, codes: &mut [u8], scales: &mut [u8]) {
     let (blocks, groups) = (cols / 32, groups(cols));
     if blocks == 0 {
         return;
     }
-    let (codes, scales) = out.split_at_mut((rows * groups * GROUP_CODES).min(out.len()));
-    let codes = codes.as_chunks_mut::<GROUP_CODES>().0.chunks_exact_mut(groups).skip(first);
-    let scales = scales.as_chunks_mut::<GROUP_SCALES>().0.chunks_exact_mut(groups).skip(first);
+    let codes = codes.as_chunks_mut::<GROUP_CODES>().0.chunks_exact_mut(groups);
+    let scales = scales.as_chunks_mut::<GROUP_SCALES>().0.chunks_exact_mut(groups);
     for ((row, codes), scales) in cast::<BlockQ4_0>(file).0.chunks_exact(blocks).zip(codes).zip(scales) {
         for ((blocks, codes), scales) in row.chunks(8).zip(codes).zip(scales) {
             match blocks.first_chunk::<8>() {
@@ -140,13 +190,13 @@ pub(crate) fn pack_lanes(file: &[u8], first: usize, rows: usize, cols: usize, ou
 
 #[inline]
 fn pack_group(blocks: &[BlockQ4_0; 8], codes: &mut [u8; GROUP_CODES], scales: &mut [u8; GROUP_SCALES]) {
-    let places = codes.as_chunks_mut::<4>().0;
-    for (i, block) in blocks.iter().enumerate() {
-        for (k, quad) in block.qs.as_chunks::<4>().0.iter().enumerate() {
-            places[8 * k + i] = *quad;
+    let halves = codes.as_chunks_mut::<16>().0;
+    for (half, blocks) in blocks.as_chunks::<4>().0.iter().enumerate() {
+        for (k, quads) in transpose_quads(&blocks.map(|block| block.qs)).iter().enumerate() {
+            halves[2 * k + half] = *quads;
         }
-        scales[2 * i..2 * i + 2].copy_from_slice(&block.d);
     }
+    scales.copy_from_slice(blocks.map(|block| block.d).as_flattened());
 }
 
 /// The blocks of one row of [`Layout::Lanes`] as they lie in the file.
@@ -283,6 +333,33 @@ mod tests {
                 }
                 let want = &file[row * cols / 32 * 18..][..cols / 32 * 18];
                 assert_eq!(unpack_lanes_row(&out, row, rows, cols), want);
+            }
+        }
+    }
+
+    #[test]
+    fn bands_together_are_the_matrix() {
+        let kinds = [
+            (DType::Q4_0, Layout::Lanes),
+            (DType::Q4_0, Layout::Neurons),
+            (DType::Q8_0, Layout::Neurons),
+            (DType::Q8_0, Layout::Rows),
+        ];
+        for (dtype, layout) in kinds {
+            for (rows, cols) in [(1, 32), (128, 288), (300, 64), (0, 64)] {
+                let file = file(dtype, rows, cols);
+                let whole = || vec![0xaa; matrix_bytes(dtype, layout, rows, cols).unwrap()];
+                let (mut expected, mut found) = (whole(), whole());
+                pack(dtype, layout, &file, 0, rows, cols, &mut expected);
+                if layout == Layout::Rows {
+                    expected.copy_from_slice(&file);
+                }
+                let mut bands = Band::all(dtype, layout, rows, cols, &mut found);
+                assert_eq!(bands.len(), rows.div_ceil(TILE));
+                // In any order.
+                let parts = file.chunks(TILE * dtype.row_bytes(cols).unwrap());
+                bands.iter_mut().zip(parts).rev().for_each(|(b, part)| b.pack(dtype, layout, part, cols));
+                assert!(found == expected, "{dtype}, {layout:?}, {rows} x {cols}");
             }
         }
     }

@@ -29,8 +29,8 @@ class LookAheadStats(TypedDict):
 class ExpertCacheStats(TypedDict):
     """What the expert cache did.
 
-    stall_s is the time that computation waited for reads; reading_s the time during which anything was being read and
-    brought into its place, and read_bytes_s the rate of that.
+    stall_s is the time that computation waited for reads, or that its threads spent on them; reading_s the time during
+    which anything was being read and brought into its place, and read_bytes_s the rate of that.
     """
 
     slots: int
