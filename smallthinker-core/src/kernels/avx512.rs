@@ -10,16 +10,18 @@ use super::{Kernels, TILE_TOKENS, Tile, TileFn, attention, avx2, gemm, lanes, ne
 use crate::tensor::DType;
 use crate::tensor::block::{BlockQ4_0, BlockQ8_0, Plain, cast, padded};
 
-pub(super) static KERNELS: Kernels = with_gemm("avx512vnni", gemm::AVX512);
+/// Requests weights eight rows ahead: what AMD's cores need to get all that the memory gives.
+pub(super) static KERNELS: Kernels = set("avx512vnni", lanes::avx512::lanes::<8>, gemm::AVX512);
 
-/// With the tile unit (AMX) for products with many vectors.
-pub(super) static AMX_KERNELS: Kernels = with_gemm("amx", gemm::AMX);
+/// With the tile unit (AMX) for products with many vectors, which only Intel's processors have. Theirs are fastest with weights
+/// requested four rows ahead.
+pub(super) static AMX_KERNELS: Kernels = set("amx", lanes::avx512::lanes::<4>, gemm::AMX);
 
-const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
+const fn set(name: &'static str, lanes: lanes::LanesFn, gemm: gemm::Gemm) -> Kernels {
     Kernels {
         name,
         tile,
-        lanes: lanes::avx512::lanes,
+        lanes,
         neurons: neurons::Functions { q4_0: neurons::avx512::neurons, q8_0: neurons::avx512::neurons },
         signs: signs::avx512::signs,
         prefetch: avx2::prefetch_bytes,
@@ -34,6 +36,7 @@ const fn with_gemm(name: &'static str, gemm: gemm::Gemm) -> Kernels {
         attention: &attention::avx512::FUNCTIONS,
     }
 }
+
 fn tile(dtype: DType) -> TileFn {
     match dtype {
         DType::Q4_0 => group_tile::<Q4_0>,

@@ -7,11 +7,9 @@ use super::{LaneGroup, LaneMatrix, LanesJob, Row};
 use crate::kernels::avx2::{half_scales_at, load, load_f32, sum};
 use crate::tensor::packed::{GROUP_CODES, GROUP_SCALES};
 
-/// How many rows ahead of the arithmetic weights are requested from memory.
-const AHEAD: usize = 4;
-
+/// `AHEAD` is how many rows ahead of the arithmetic weights are requested from memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(in crate::kernels) fn lanes(job: LanesJob<'_>) {
+pub(in crate::kernels) fn lanes<const AHEAD: usize>(job: LanesJob<'_>) {
     let LanesJob { matrix, rows, x, out } = job;
     for (i, out) in out.iter_mut().enumerate() {
         *out = row(&matrix, matrix.picked(rows, i), matrix.first_group(rows, i + AHEAD), x);
