@@ -1,4 +1,4 @@
-//! Every order in which a pass, the readers and a change of the budget can take turns: no wait that nothing ends, no
+//! Every order in which a pass over a file on a disk, the readers and a change of the budget can take turns: no wait that nothing ends, no
 //! weights but the right ones. Run by `RUSTFLAGS="--cfg smallthinker_loom" cargo test -p smallthinker-core --lib model_check`.
 
 use std::io;

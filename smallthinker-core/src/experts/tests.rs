@@ -129,7 +129,9 @@ fn what_a_token_chose_of_a_file_in_memory_is_there_after_the_fetch() {
     assert_eq!(cache.stats().resident, 2);
     (0..3).for_each(|expert| check(&cache, (2, expert)));
     // A prompt's are on their way since they were requested.
+    let before = cache.stats().misses;
     cache.request(1, 2, 0..1);
+    assert_eq!(cache.stats().misses, before + 1);
     check(&cache, (1, 0));
 }
 

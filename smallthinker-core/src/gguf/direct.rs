@@ -65,7 +65,7 @@ pub(super) fn forget(file: &File, offset: u64, len: usize) {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn forget(_: &File, _: u64, _: usize) {}
 
-/// Whether the file lies in memory: of a file system that has nothing else.
+/// Whether the file lies in memory: on tmpfs (unless the system has swapped it out, which is slower but not wrong) or ramfs.
 #[cfg(target_os = "linux")]
 pub(super) fn lies_in_memory(file: &File) -> bool {
     // statfs(2)

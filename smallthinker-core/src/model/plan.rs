@@ -91,7 +91,7 @@ impl Plan {
 const MARGIN: u64 = 256 << 20;
 /// Left over of what the machine has free, as a fraction: other programs may come to need it.
 const MARGIN_OF_MACHINE: u64 = 8;
-/// Left over of what the limit of a group of processes allows: such a limit has been set for this program.
+/// Left over of what the limit of a group of processes allows: such a limit is as a rule set for this program.
 const MARGIN_OF_GROUP: u64 = 16;
 
 /// Sessions at the full context that the default budget has room for.
