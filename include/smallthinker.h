@@ -297,7 +297,7 @@ typedef struct st_plan {
     uint64_t everything;
     /// What the sparse LM head holds besides the head; 0 with the full head.
     uint64_t lm_head;
-    /// Buffers of the threads that read experts.
+    /// Memory that experts which were read are rearranged in; 0 if none needs to be.
     uint64_t read_buffers;
 } st_plan;
 

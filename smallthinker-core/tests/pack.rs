@@ -178,7 +178,8 @@ fn a_packed_file_is_the_plain_one_but_for_its_experts() {
         let plan = |path| Model::plan_for(path, &ModelOptions::default()).unwrap();
         let (plain, packed) = (plan(&fixture.path), plan(&path));
         assert_eq!((plain.resident, plain.experts), (packed.resident, packed.experts));
-        assert!((plain.expert_slot..plain.expert_slot + 3 * PAGE).contains(&packed.expert_slot));
+        // Matrices of a plain file begin anywhere in a page, and are read by whole pages.
+        assert!((packed.expert_slot..=packed.expert_slot + 3 * PAGE).contains(&plain.expert_slot));
     }
 }
 

@@ -55,7 +55,7 @@ pub struct st_plan {
     pub everything: u64,
     /// What the sparse LM head holds besides the head; 0 with the full head.
     pub lm_head: u64,
-    /// Buffers of the threads that read experts.
+    /// Memory that experts which were read are rearranged in; 0 if none needs to be.
     pub read_buffers: u64,
 }
 

@@ -67,7 +67,7 @@ def test_plan(model_path):
     plan = json.loads(output("plan", model_path, "--memory-budget", "1GiB", "--json"))
     assert plan["budget"] == 1 << 30
     text = output("plan", model_path, "--memory-budget", "1GiB")
-    assert "1.00 GiB" in text and "threads that read experts" in text
+    assert "1.00 GiB" in text and "experts are rearranged in" in text
 
 
 def test_streaming_figures(model, model_path):

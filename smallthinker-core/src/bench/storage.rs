@@ -12,18 +12,18 @@ use crate::sample::SplitMix64;
 const TIME: Duration = Duration::from_secs(1);
 
 /// Bytes per second that the cache's number of threads reads of experts' pieces, picked at random, in the way that the
-/// cache reads them, without rearranging or keeping what they read.
+/// cache reads them and into the same memory, without rearranging or keeping what they read.
 pub(super) fn measure(cache: &ExpertCache) -> Result<f64> {
     let (began, bytes) = (Instant::now(), AtomicU64::new(0));
     let read = |seed: usize| -> Result<()> {
         let mut random = SplitMix64::new(seed as u64);
         let mut pick = |n: usize| (random.next_unit() * n as f64) as usize;
-        let mut buffer = cache.read_buffer()?;
+        let Some(mut slot) = cache.lend_slot() else { return Ok(()) };
         while began.elapsed() < TIME {
             let index = cache.index();
             let (layer, expert) = (pick(index.layers.len()), pick(index.n_experts));
             let piece = pick(index.layers[layer].pieces.len());
-            bytes.fetch_add(cache.read_only(layer, expert, piece, &mut buffer)?, Ordering::Relaxed);
+            bytes.fetch_add(cache.read_only(layer, expert, piece, &mut slot)?, Ordering::Relaxed);
         }
         Ok(())
     };

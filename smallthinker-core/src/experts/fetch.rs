@@ -9,7 +9,7 @@ use super::{ExpertCache, Shared, readers};
 use crate::gguf::{ReadBuffer, Reads};
 use crate::model::expert_index::{ExpertIndex, ExpertMatrix};
 use crate::pool::Team;
-use crate::tensor::packed::{Band, Layout};
+use crate::tensor::packed::Band;
 use crate::tiles::runs;
 use crate::{Error, Result};
 
@@ -109,13 +109,14 @@ fn parts_of<'a>(index: &'a ExpertIndex, job: usize, of: &'a mut Job, parts: &mut
         parts.push(Part { job, shard, offset, bytes, place });
         offset += bytes as u64;
     };
+    (of.bytes.at, of.bytes.raw) = (0, false);
     let m = experts.matrices()[of.piece];
-    if index.packed || m.layout == Layout::Rows {
-        let place = of.bytes.get_mut(..piece.bytes).unwrap_or(&mut []);
+    if !experts.is_rearranged(m) {
+        let place = of.bytes.slab.get_mut(..piece.bytes).unwrap_or(&mut []);
         place.chunks_mut(CHUNK).for_each(|chunk| add(chunk.len(), Place::Same(chunk)));
         return;
     }
-    let place = of.bytes.get_mut(..m.slot_bytes).unwrap_or(&mut []);
+    let place = of.bytes.slab.get_mut(..m.slot_bytes).unwrap_or(&mut []);
     let mut left = piece.bytes;
     for band in Band::all(m.dtype, m.layout, m.rows, m.cols, place) {
         let bytes = m.band_bytes().min(left);
@@ -130,7 +131,7 @@ fn read(shared: &Shared, part: &mut Part<'_>) -> Result<()> {
         Place::Same(place) => source.read_exact_at(shard, offset, place),
         Place::Packed(m, band) => shared.fetch_buffers.with(shared.index.widest_band(), |buffer| {
             let range = source.read_range(Reads::Cached, shard, offset, part.bytes, buffer)?;
-            let file = buffer.get(range);
+            let file = buffer.get(range).unwrap_or(&[]);
             source.check_blocks(m.dtype, shard, offset, file)?;
             band.pack(m.dtype, m.layout, file, m.cols);
             Ok(())

@@ -2,12 +2,15 @@
 //!
 //! With a budget above the size of the bank, the cache simply never evicts: one path for models that fit
 //! and models that don't. A slot's bytes are owned by exactly one party at a time: the free list, the
-//! reader that fills them, or the cache, which lends them out for reading. So an expert that is not fully
+//! reader that fills them, the pass that rearranges them, or the cache, which lends them out for reading. So an expert that is not fully
 //! read can't be computed with, by construction.
 //!
-//! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots) and `fetch`
-//! (compute threads that do) → this file (what a pass sees); `policy` says what to evict, `stats` what happened.
+//! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots), `arrange`
+//! (compute threads bring what was read into its layout) and `fetch` (compute threads do both) → this file and `acquire`
+//! (what a pass sees); `policy` says what to evict, `stats` what happened.
 
+mod acquire;
+mod arrange;
 mod fetch;
 pub(crate) mod policy;
 pub(crate) mod queue;
@@ -16,6 +19,8 @@ mod slot;
 mod stats;
 mod sync;
 
+#[cfg(all(test, not(smallthinker_loom)))]
+mod arrange_tests;
 #[cfg(all(test, smallthinker_loom))]
 mod model_check;
 #[cfg(all(test, not(smallthinker_loom)))]
@@ -24,18 +29,19 @@ mod tests;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::Result;
 use crate::budget::{Budget, Lease, Reserve};
 use crate::cancel::CancelFlag;
-use crate::gguf::{ReadBuffer, Reads, Source};
+use crate::gguf::{Reads, Source};
 use crate::model::expert_index::ExpertIndex;
-use crate::{Error, Result};
+use crate::pool::Team;
 
 pub use policy::CachePolicy;
 use queue::Urgency;
 use readers::Readers;
-use slot::{Entry, State};
+use slot::{Entry, Slot, State};
 pub(crate) use slot::{ExpertId, ExpertSlot};
 pub use stats::{ExpertStats, LookAheadStats};
 use sync::{Condvar, Mutex, MutexGuard};
@@ -128,14 +134,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts loading an absent expert that was chosen; returns whether it could.
-    fn load_chosen(&self, state: &mut State, id: ExpertId, urgency: Urgency) -> bool {
-        let loads = state.load(id, urgency);
-        if loads {
-            state.stats.misses += 1;
-            self.work.notify_all();
-        }
-        loads
+    /// Wakes as many readers as there are pieces to read of `experts` experts: each that is woken takes a core from computing for
+    /// a moment. To be called without the lock, which they would wait for.
+    fn wake_readers(&self, experts: usize) {
+        (0..experts * self.index.piece_bytes.len()).for_each(|_| self.work.notify_one());
     }
 }
 
@@ -204,13 +206,14 @@ impl ExpertCache {
         let mut state = self.shared.lock();
         state.turn(layer, self.shared.index.n_experts, tokens, experts);
         let awaited: Vec<ExpertId> = state.awaited().collect();
+        let mut loads = 0;
         for id in awaited {
             // An earlier pass's failure: read again.
             if matches!(state.entries.get(&id), Some(Entry::Failed(_))) {
                 state.entries.remove(&id);
             }
             match state.entries.get_mut(&id) {
-                Some(Entry::Ready(_)) => state.stats.hits += 1,
+                Some(Entry::Ready(_) | Entry::Raw(_)) => state.stats.hits += 1,
                 Some(Entry::Loading(loading)) => {
                     loading.again = true;
                     state.stats.misses += 1;
@@ -218,20 +221,21 @@ impl ExpertCache {
                 Some(Entry::Failed(_)) => {}
                 // To be fetched.
                 None if self.shared.in_memory && tokens == 1 => {}
-                None => drop(self.shared.load_chosen(&mut state, id, Urgency::Chosen)),
+                None => loads += usize::from(state.load_chosen(id, Urgency::Chosen)),
             }
         }
+        drop(state);
+        self.shared.wake_readers(loads);
     }
 
     /// Starts loading those of the next `most` requested experts for which there was no slot before.
     pub(crate) fn remind(&self, most: usize) {
         let mut state = self.shared.lock();
-        let awaited: Vec<ExpertId> = state.awaited().take(most).collect();
-        for id in awaited {
-            if !state.entries.contains_key(&id) && !self.shared.load_chosen(&mut state, id, Urgency::Chosen) {
-                return;
-            }
-        }
+        let mut awaited: Vec<ExpertId> = state.awaited().take(most).collect();
+        awaited.retain(|id| !state.entries.contains_key(id));
+        let loads = awaited.into_iter().take_while(|id| state.load_chosen(*id, Urgency::Chosen)).count();
+        drop(state);
+        self.shared.wake_readers(loads);
     }
 
     /// Starts loading those of `experts` that are absent, which a layer is expected to choose when its turn comes,
@@ -241,13 +245,11 @@ impl ExpertCache {
         if state.awaited().any(|id| !state.entries.contains_key(&id)) {
             return; // first what has been chosen
         }
-        for id in experts.iter().map(|expert| (layer, *expert)) {
-            if !state.entries.contains_key(&id) && !state.load(id, Urgency::Guess) {
-                break;
-            }
-        }
+        let mut absent: Vec<ExpertId> = experts.iter().map(|expert| (layer, *expert)).collect();
+        absent.retain(|id| !state.entries.contains_key(id));
+        let loads = absent.into_iter().take_while(|id| state.load(*id, Urgency::Guess)).count();
         drop(state);
-        self.shared.work.notify_all();
+        self.shared.wake_readers(loads);
     }
 
     /// Whether some of the threads that read have nothing to do.
@@ -261,22 +263,25 @@ impl ExpertCache {
         self.readers.count()
     }
 
-    /// Memory for [`read_only`](Self::read_only).
-    pub(crate) fn read_buffer(&self) -> Result<ReadBuffer> {
-        ReadBuffer::new(self.shared.index.largest_piece())
+    /// Memory for [`read_only`](Self::read_only): that of a slot, whose expert is evicted; `None` if all are in use.
+    pub(crate) fn lend_slot(&self) -> Option<LentSlot<'_>> {
+        let slot = self.shared.lock().lend();
+        slot.map(|slot| LentSlot { shared: &self.shared, slot })
     }
 
-    /// Reads a piece of an expert as the readers do, but into no slot. Returns its bytes.
+    /// Reads a piece of an expert as the readers do, for no pass. Returns its bytes.
     pub(crate) fn read_only(
         &self,
         layer: usize,
         expert: usize,
         piece: usize,
-        buffer: &mut ReadBuffer,
+        lent: &mut LentSlot<'_>,
     ) -> Result<u64> {
-        let piece = &self.shared.index.layers[layer].pieces[piece];
+        let (memory, piece) = (lent.slot.get_mut(piece), &self.shared.index.layers[layer].pieces[piece]);
         let (reads, offset) = (self.shared.reads(), piece.place(expert));
-        self.shared.source.read_range(reads, piece.shard, offset, piece.bytes, buffer)?;
+        if let Some(memory) = memory {
+            self.shared.source.read_range(reads, piece.shard, offset, piece.bytes, &mut memory.slab)?;
+        }
         Ok(piece.bytes as u64)
     }
 
@@ -293,62 +298,6 @@ impl ExpertCache {
     /// Slots in all.
     pub(crate) fn slots(&self) -> usize {
         self.shared.lock().slots
-    }
-
-    /// The expert's weights, waiting for its read if need be. It is not evicted while the `Arc` lives.
-    pub(crate) fn acquire(&self, id: ExpertId, cancel: &CancelFlag) -> Result<Arc<ExpertSlot>> {
-        let mut found = self.acquire_any(id.0, &[id.1], cancel)?;
-        found.pop().map(|(_, slot)| slot).ok_or_else(|| Error::Internal { message: "no expert".into() })
-    }
-
-    /// Those of `experts` that are in memory, with their places in the list; waits until there is one.
-    pub(crate) fn acquire_any(
-        &self,
-        layer: usize,
-        experts: &[usize],
-        cancel: &CancelFlag,
-    ) -> Result<Vec<(usize, Arc<ExpertSlot>)>> {
-        let mut waiting_since = None;
-        let mut state = self.shared.lock();
-        loop {
-            let mut found = Vec::new();
-            for (place, &expert) in experts.iter().enumerate() {
-                if let Some(Entry::Ready(slot)) = state.entries.get(&(layer, expert)) {
-                    found.push((place, Arc::clone(slot)));
-                    state.acquired((layer, expert));
-                }
-            }
-            // While these are computed, the others can be read.
-            for id in experts.iter().map(|&expert| (layer, expert)) {
-                match state.entries.get(&id) {
-                    Some(Entry::Failed(_)) => {
-                        if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
-                            return Err(error);
-                        }
-                    }
-                    Some(_) => {}
-                    None => {
-                        let urgency = if found.is_empty() { Urgency::Urgent } else { Urgency::Chosen };
-                        let loads = self.shared.load_chosen(&mut state, id, urgency);
-                        if !loads && found.is_empty() && state.loading() == 0 {
-                            let message = "all expert slots are held and none is loading".into();
-                            return Err(Error::Internal { message });
-                        }
-                    }
-                }
-            }
-            if !found.is_empty() || experts.is_empty() {
-                state.stats.stall += waiting_since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                return Ok(found);
-            }
-            cancel.check()?;
-            waiting_since.get_or_insert_with(Instant::now);
-            state = self
-                .shared
-                .changed
-                .wait_timeout(state, POLL)
-                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
-        }
     }
 
     /// Lets the pass in progress hold some experts at once, up to `most`, as many as half of the slots; the cache keeps slots for
@@ -381,22 +330,29 @@ impl ExpertCache {
     }
 
     /// Fills the cache with every expert, in file order. For a budget that holds them all.
-    pub(crate) fn preload(&self, cancel: &CancelFlag, loaded: &mut dyn FnMut(u64)) -> Result<()> {
+    pub(crate) fn preload(
+        &self,
+        team: &Team<'_>,
+        cancel: &CancelFlag,
+        loaded: &mut dyn FnMut(u64),
+    ) -> Result<()> {
         for layer in 0..self.shared.index.layers.len() {
             // One layer ahead keeps the readers busy while this thread waits.
             for ahead in [layer, layer + 1] {
                 if ahead < self.shared.index.layers.len() {
                     let mut state = self.shared.lock();
+                    let mut loads = 0;
                     for id in (0..self.shared.index.n_experts).map(|expert| (ahead, expert)) {
                         if !state.entries.contains_key(&id) {
-                            state.load(id, Urgency::Chosen);
+                            loads += usize::from(state.load(id, Urgency::Chosen));
                         }
                     }
-                    self.shared.work.notify_all();
+                    drop(state);
+                    self.shared.wake_readers(loads);
                 }
             }
             for expert in 0..self.shared.index.n_experts {
-                self.acquire((layer, expert), cancel)?;
+                self.acquire((layer, expert), team, cancel)?;
                 loaded(self.shared.index.layers[layer].expert_bytes());
             }
         }
@@ -412,10 +368,23 @@ impl ExpertCache {
         let state = self.shared.lock();
         ExpertStats {
             slots: state.slots as u64,
-            resident: state.ready as u64,
+            resident: state.resident as u64,
             reading: state.reading.total(),
             ..state.stats.clone()
         }
+    }
+}
+
+/// A slot that no expert is in, until this is dropped.
+pub(crate) struct LentSlot<'c> {
+    shared: &'c Shared,
+    slot: Slot,
+}
+
+impl Drop for LentSlot<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().take_back(std::mem::take(&mut self.slot));
+        self.shared.changed.notify_all();
     }
 }
 

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use loom::model::Builder;
 
 use super::*;
+use crate::Error;
 use crate::gguf::{Double, Gguf, GgufWriter};
 use crate::model::expert_index::Part;
 use crate::model::hparams::{Gating, Hparams};
+use crate::pool::Pool;
 use crate::tensor::DType;
 
 const LAYERS: usize = 2;
@@ -117,8 +119,10 @@ fn value(cache: &ExpertCache, layer: usize, slot: &ExpertSlot) -> usize {
 fn turn(cache: &ExpertCache, layer: usize, experts: &[usize]) -> Result<()> {
     cache.request(layer, 1, experts.iter().copied());
     let mut left = experts.to_vec();
+    let (pool, cancel) = (Pool::new(1)?, CancelFlag::new());
+    let team = pool.team(&cancel)?;
     while !left.is_empty() {
-        let found = cache.acquire_any(layer, &left, &CancelFlag::new())?;
+        let found = cache.acquire_any(layer, &left, &team, &cancel)?;
         for (place, slot) in found.into_iter().rev() {
             assert_eq!(value(cache, layer, &slot), layer * 10 + left.remove(place));
         }

@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::slot::ExpertId;
-use crate::arena::Slab;
+use super::slot::{ExpertId, PieceMemory};
 
 /// How much a pass needs an expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,14 +17,14 @@ pub(crate) enum Urgency {
 
 /// A piece of an expert to read, with the memory that it goes to. Pieces rather than experts, so that all readers help
 /// with the one expert that a pass waits for.
-pub(crate) struct Job<B = Slab> {
+pub(crate) struct Job<B = PieceMemory> {
     pub(crate) id: ExpertId,
     pub(crate) piece: usize,
     pub(crate) bytes: B,
 }
 
 /// First come, first served; but guesses come after all that has been chosen.
-pub(crate) struct Queue<B = Slab> {
+pub(crate) struct Queue<B = PieceMemory> {
     chosen: VecDeque<Job<B>>,
     guesses: VecDeque<Job<B>>,
 }

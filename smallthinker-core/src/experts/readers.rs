@@ -5,8 +5,6 @@ use std::sync::{Arc, PoisonError};
 use super::Shared;
 use super::queue::Job;
 use super::sync::thread::{Builder, JoinHandle};
-use crate::gguf::ReadBuffer;
-use crate::tensor::packed::{Layout, pack};
 use crate::{Error, Result};
 
 /// A small pool of reader threads.
@@ -20,10 +18,9 @@ impl Readers {
         let mut readers = Readers { shared: Arc::clone(shared), threads: Vec::new() };
         for i in 0..count.max(1) {
             let shared = Arc::clone(shared);
-            let buffer = ReadBuffer::new(shared.index.most_read_at_once())?;
             let thread = Builder::new()
                 .name(format!("smallthinker-read-{i}"))
-                .spawn(move || serve(&shared, buffer))
+                .spawn(move || serve(&shared))
                 .map_err(|e| Error::Internal { message: format!("cannot start reader thread {i}: {e}") })?;
             readers.threads.push(thread);
         }
@@ -46,9 +43,9 @@ impl Drop for Readers {
     }
 }
 
-fn serve(shared: &Shared, mut buffer: ReadBuffer) {
+fn serve(shared: &Shared) {
     while let Some(mut job) = next(shared) {
-        let result = fill(shared, &mut job, &mut buffer);
+        let result = fill(shared, &mut job);
         let mut state = shared.lock();
         state.reading.leave();
         let again = state.arrived(job, result);
@@ -75,29 +72,16 @@ fn next(shared: &Shared) -> Option<Job> {
     }
 }
 
-/// Reads a piece of an expert into its place, packed on its way where its layout is not the file's. Returns the bytes
-/// read.
-fn fill(shared: &Shared, job: &mut Job, buffer: &mut ReadBuffer) -> Result<u64> {
+/// Reads a piece of an expert, as it is in the file. Returns the bytes read.
+fn fill(shared: &Shared, job: &mut Job) -> Result<u64> {
     let (layer, expert) = job.id;
     let experts = &shared.index.layers[layer];
     let piece = &experts.pieces[job.piece];
-    let (source, shard, offset) = (&shared.source, piece.shard, piece.place(expert));
-    if shared.index.packed {
-        let place = job.bytes.get_mut(..piece.bytes).unwrap_or(&mut []);
-        source.read_into(shared.reads(), shard, offset, place)?;
-        return check(shared, job);
-    }
-    let m = experts.matrices()[job.piece];
-    let place = job.bytes.get_mut(..m.slot_bytes).unwrap_or(&mut []);
-    let range = source.read_range(shared.reads(), shard, offset, piece.bytes, buffer)?;
-    let file = buffer.get(range);
-    if m.layout == Layout::Rows {
-        place.copy_from_slice(file);
-    } else {
-        source.check_blocks(m.dtype, shard, offset, file)?;
-        pack(m.dtype, m.layout, file, 0, m.rows, m.cols, place);
-    }
-    Ok(piece.bytes as u64)
+    let (reads, offset) = (shared.reads(), piece.place(expert));
+    let read = shared.source.read_range(reads, piece.shard, offset, piece.bytes, &mut job.bytes.slab)?;
+    job.bytes.at = read.start;
+    job.bytes.raw = experts.is_rearranged(experts.matrices()[job.piece]);
+    check(shared, job)
 }
 
 /// Checks a piece that lies in the file as it does in its place. Returns the bytes read.
@@ -107,7 +91,7 @@ pub(super) fn check(shared: &Shared, job: &Job) -> Result<u64> {
     let piece = &experts.pieces[job.piece];
     if shared.index.packed {
         for m in experts.matrices() {
-            let (offset, data) = (piece.place(expert) + m.at as u64, job.bytes.get(m.range()).unwrap_or(&[]));
+            let (offset, data) = (piece.place(expert) + m.at as u64, job.bytes.get(m.range()));
             let shape = (m.rows, m.cols);
             shared.source.check_packed((m.dtype, m.layout), shape, piece.shard, offset, data)?;
         }

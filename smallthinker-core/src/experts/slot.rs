@@ -1,6 +1,7 @@
 //! Slots and their states.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::policy::Policy;
@@ -15,7 +16,27 @@ use crate::{Error, Result};
 pub(crate) type ExpertId = (usize, usize);
 
 /// The memory of a slot, by piece.
-pub(super) type Slot = Vec<Slab>;
+pub(super) type Slot = Vec<PieceMemory>;
+
+/// The memory of a piece of an expert, and how it lies there.
+pub(crate) struct PieceMemory {
+    pub(super) slab: Slab,
+    /// Where it begins: what was read may begin with the rest of a block.
+    pub(super) at: usize,
+    /// It lies as in the file, and is to be rearranged before it can be computed with.
+    pub(super) raw: bool,
+}
+
+impl PieceMemory {
+    fn new(slab: Slab) -> PieceMemory {
+        PieceMemory { slab, at: 0, raw: false }
+    }
+
+    /// Bytes of the piece.
+    pub(super) fn get(&self, range: Range<usize>) -> &[u8] {
+        self.slab.get(self.at + range.start..self.at + range.end).unwrap_or(&[])
+    }
+}
 
 /// The weights of one expert, complete, in memory.
 pub(crate) struct ExpertSlot {
@@ -26,7 +47,7 @@ impl ExpertSlot {
     /// One of its matrices; `experts` describes those of its layer.
     pub(crate) fn matrix(&self, experts: &LayerExperts, part: Part) -> Matrix<'_> {
         let m = experts.part(part);
-        let data = self.pieces.get(m.piece).and_then(|piece| piece.get(m.range())).unwrap_or(&[]);
+        let data = self.pieces.get(m.piece).map_or(&[][..], |piece| piece.get(m.range()));
         Matrix { dtype: m.dtype, layout: m.layout, rows: m.rows, cols: m.cols, data }
     }
 }
@@ -35,6 +56,8 @@ impl ExpertSlot {
 pub(super) enum Entry {
     /// On its way; the queue and the readers own the pieces that have not arrived.
     Loading(Loading),
+    /// In memory, but some of it as in the file: [`arrange`](super::arrange) makes it ready.
+    Raw(Slot),
     Ready(Arc<ExpertSlot>),
     /// The read failed. The first to ask gets the reason; the request after that reads again.
     Failed(Error),
@@ -43,11 +66,18 @@ pub(super) enum Entry {
 /// An expert on its way.
 pub(super) struct Loading {
     /// What came back: with weights in it, unless something failed.
-    arrived: Vec<Option<Slab>>,
+    arrived: Vec<Option<PieceMemory>>,
     failed: Option<Error>,
     /// A later pass than the one that began it wants it too. What failed before that pass had asked for anything is
     /// no failure of its own, so it is tried again.
     pub(super) again: bool,
+}
+
+impl Loading {
+    /// With `pieces` pieces, none of which is here.
+    fn of(pieces: usize) -> Loading {
+        Loading { arrived: (0..pieces).map(|_| None).collect(), failed: None, again: false }
+    }
 }
 
 /// The layer that the pass in progress has come to, and its experts that are still to be computed.
@@ -74,9 +104,11 @@ pub(super) struct State {
     pub(super) reading: Stopwatch,
     /// Slots that are in use or free.
     pub(super) slots: usize,
-    /// Entries that are [`Entry::Ready`].
-    pub(super) ready: usize,
+    /// Entries that are [`Entry::Ready`] or [`Entry::Raw`].
+    pub(super) resident: usize,
     free: Vec<Slot>,
+    /// Memory to rearrange an expert in, unless some is being; `None` too if none needs to be.
+    spare: Option<Slot>,
     /// Slots of a larger budget, their memory given back.
     retired: Vec<Slot>,
     /// Experts that were requested for a guess, until their layer's turn.
@@ -97,8 +129,9 @@ impl State {
             stats: ExpertStats::default(),
             reading: Stopwatch::default(),
             slots,
-            ready: 0,
+            resident: 0,
             free: new_slots(slots, index)?,
+            spare: if index.spare_bytes() > 0 { new_slots(1, index)?.pop() } else { None },
             retired: Vec::new(),
             guessed: Vec::new(),
             held: 0,
@@ -131,8 +164,8 @@ impl State {
             }
             let chosen = self.awaited.contains(id);
             match self.entries.get(&id) {
-                Some(Entry::Ready(_)) if chosen => self.stats.look_ahead.on_time += 1,
-                Some(Entry::Ready(_)) => self.stats.look_ahead.wasted += 1,
+                Some(Entry::Ready(_) | Entry::Raw(_)) if chosen => self.stats.look_ahead.on_time += 1,
+                Some(Entry::Ready(_) | Entry::Raw(_)) => self.stats.look_ahead.wasted += 1,
                 Some(Entry::Loading(_)) if chosen => {
                     self.stats.look_ahead.late += 1;
                     self.queue.hurry(id);
@@ -168,8 +201,7 @@ impl State {
     pub(super) fn load(&mut self, id: ExpertId, urgency: Urgency) -> bool {
         let Some(slot) = self.take_slot(urgency) else { return false };
         self.policy.inserted(id);
-        let arrived = slot.iter().map(|_| None).collect();
-        self.entries.insert(id, Entry::Loading(Loading { arrived, failed: None, again: false }));
+        self.entries.insert(id, Entry::Loading(Loading::of(slot.len())));
         if urgency == Urgency::Guess {
             self.stats.look_ahead.requested += 1;
             self.guessed.push(id);
@@ -178,9 +210,25 @@ impl State {
         true
     }
 
+    /// As [`load`](Self::load), of an expert that was chosen.
+    pub(super) fn load_chosen(&mut self, id: ExpertId, urgency: Urgency) -> bool {
+        let loads = self.load(id, urgency);
+        self.stats.misses += u64::from(loads);
+        loads
+    }
+
     /// A slot: a free one, or that of the policy's victim.
     fn take_slot(&mut self, urgency: Urgency) -> Option<Slot> {
         self.free.pop().or_else(|| self.evict(urgency))
+    }
+
+    /// A slot for something else than an expert, to be [taken back](Self::take_back).
+    pub(super) fn lend(&mut self) -> Option<Slot> {
+        self.take_slot(Urgency::Urgent)
+    }
+
+    pub(super) fn take_back(&mut self, slot: Slot) {
+        self.free.push(slot);
     }
 
     /// Takes the slot of an expert that is not held and that the pass in progress will not need, in this layer or, as far as
@@ -191,6 +239,7 @@ impl State {
         // The lock is held, and clones are made only under it: a count of one stays one.
         let idle = |id: &ExpertId| match entries.get(id) {
             Some(Entry::Ready(slot)) => Arc::strong_count(slot) == 1,
+            Some(Entry::Raw(_)) => true,
             _ => false,
         };
         let may_go = |id| idle(&id) && !awaited.contains(id) && !guessed.contains(&id);
@@ -207,17 +256,17 @@ impl State {
         self.drop_entry(victim)
     }
 
-    /// Takes the slot of an expert that is ready and not held.
+    /// Takes the slot of an expert that is in memory and not held.
     fn drop_entry(&mut self, id: ExpertId) -> Option<Slot> {
         self.policy.removed(id);
-        match self.entries.remove(&id) {
-            Some(Entry::Ready(slot)) => {
-                self.stats.evictions += 1;
-                self.ready -= 1;
-                Arc::into_inner(slot).map(|slot| slot.pieces)
-            }
-            _ => None,
-        }
+        let pieces = match self.entries.remove(&id)? {
+            Entry::Ready(slot) => Arc::into_inner(slot)?.pieces,
+            Entry::Raw(pieces) => pieces,
+            _ => return None,
+        };
+        self.stats.evictions += 1;
+        self.resident -= 1;
+        Some(pieces)
     }
 
     /// Begins to load what the pass has chosen and is absent, as far as slots can be had, and takes that from the queue: the
@@ -226,10 +275,9 @@ impl State {
         let awaited: Vec<ExpertId> = self.awaited().filter(|id| !self.entries.contains_key(id)).collect();
         let first = self.queue.chosen();
         for id in awaited {
-            if !self.load(id, Urgency::Chosen) {
+            if !self.load_chosen(id, Urgency::Chosen) {
                 break;
             }
-            self.stats.misses += 1;
         }
         let jobs = self.queue.take_chosen(first);
         if !jobs.is_empty() {
@@ -238,7 +286,7 @@ impl State {
         jobs
     }
 
-    /// Takes back a piece from a reader. The expert becomes ready, or failed, with the last of its pieces: before, some
+    /// Takes back a piece from a reader. The expert becomes ready, raw or failed with the last of its pieces: before, some
     /// reader still owns some of the slot. Returns whether it is to be read again instead.
     pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) -> bool {
         let Some(Entry::Loading(loading)) = self.entries.get_mut(&job.id) else { return false };
@@ -252,24 +300,52 @@ impl State {
         }
         let pieces: Slot = loading.arrived.iter_mut().filter_map(Option::take).collect();
         let again = std::mem::take(&mut loading.again);
-        let entry = match loading.failed.take() {
+        match loading.failed.take() {
             None => {
-                self.ready += 1;
-                Entry::Ready(Arc::new(ExpertSlot { pieces }))
+                self.resident += 1;
+                let raw = pieces.iter().any(|piece| piece.raw);
+                let entry =
+                    if raw { Entry::Raw(pieces) } else { Entry::Ready(Arc::new(ExpertSlot { pieces })) };
+                self.entries.insert(job.id, entry);
             }
             Some(_) if again => {
                 self.queue.push(jobs(job.id, pieces), Urgency::Chosen);
                 return true;
             }
-            Some(error) => {
-                self.policy.removed(job.id);
-                self.guessed.retain(|id| *id != job.id);
-                self.free.push(pieces);
-                Entry::Failed(error)
-            }
-        };
-        self.entries.insert(job.id, entry);
+            Some(error) => self.fail(job.id, pieces, error),
+        }
         false
+    }
+
+    fn fail(&mut self, id: ExpertId, pieces: Slot, error: Error) {
+        self.policy.removed(id);
+        self.guessed.retain(|guess| *guess != id);
+        self.free.push(pieces);
+        self.entries.insert(id, Entry::Failed(error));
+    }
+
+    /// Takes one of a layer's `experts` that is raw, and the memory to rearrange it in; until it is
+    /// [brought back](Self::arranged), it is on its way.
+    pub(super) fn take_raw(&mut self, layer: usize, experts: &[usize]) -> Option<(ExpertId, Slot, Slot)> {
+        let mut ids = experts.iter().map(|&expert| (layer, expert));
+        let id = ids.find(|id| matches!(self.entries.get(id), Some(Entry::Raw(_))))?;
+        let spare = self.spare.take()?;
+        match self.entries.insert(id, Entry::Loading(Loading::of(spare.len()))) {
+            Some(Entry::Raw(pieces)) => Some((id, pieces, spare)),
+            _ => None,
+        }
+    }
+
+    /// Takes back what was taken to be rearranged.
+    pub(super) fn arranged(&mut self, id: ExpertId, pieces: Slot, spare: Slot, result: Result<()>) {
+        self.spare = Some(spare);
+        match result {
+            Ok(()) => drop(self.entries.insert(id, Entry::Ready(Arc::new(ExpertSlot { pieces })))),
+            Err(error) => {
+                self.resident -= 1;
+                self.fail(id, pieces, error);
+            }
+        }
     }
 
     /// Brings the number of slots nearer to `wanted`; returns whether it is that now. If not, experts are held, to be held or
@@ -277,7 +353,7 @@ impl State {
     pub(super) fn resize(&mut self, wanted: usize, index: &ExpertIndex) -> Result<bool> {
         while self.slots > wanted.max(self.held) {
             let Some(mut slot) = self.take_slot(Urgency::Urgent) else { return Ok(false) };
-            slot.iter_mut().for_each(Slab::discard);
+            slot.iter_mut().for_each(|piece| piece.slab.discard());
             self.retired.push(slot);
             self.slots -= 1;
         }
@@ -313,8 +389,9 @@ fn new_slots(slots: usize, index: &ExpertIndex) -> Result<Vec<Slot>> {
         available: 0,
     };
     let mut arena = Arena::new(slots.checked_mul(index.slot_bytes).ok_or_else(refuse)?, "expert slots")?;
-    // Pieces of packed files are whole pages, so each of their slots begins at one, as reads into it need.
-    let mut slot = || index.piece_bytes.iter().map(|bytes| arena.take(*bytes)).collect();
+    // Pieces are whole pages, so each begins at one, as direct reads need.
+    let mut slot =
+        || index.piece_bytes.iter().map(|bytes| arena.take(*bytes).map(PieceMemory::new)).collect();
     let mut slots: Vec<Slot> = std::iter::from_fn(&mut slot).take(slots).collect();
     slots.reverse(); // handed out from the end: ascending addresses
     Ok(slots)

@@ -18,7 +18,8 @@ pub struct ExpertStats {
     pub evictions: u64,
     /// Bytes read from the file, those of guesses included.
     pub bytes_read: u64,
-    /// Time that computation waited for reads, or that its threads spent on them: they read files that lie in memory.
+    /// Time that computation waited for reads, or that its threads spent on them: they rearrange what was read, and files that lie in
+    /// memory they read themselves.
     pub stall: Duration,
     /// Time during which anything was being read and brought into its place.
     pub reading: Duration,

@@ -1,7 +1,9 @@
 use std::fs::{self, OpenOptions};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::*;
+use crate::Error;
 use crate::gguf::{Gguf, GgufWriter};
 use crate::model::expert_index::Part;
 use crate::model::hparams::{Gating, Hparams};
@@ -78,8 +80,13 @@ impl File {
     }
 }
 
+fn acquire(cache: &ExpertCache, id: ExpertId, cancel: &CancelFlag) -> Result<Arc<ExpertSlot>> {
+    let pool = Pool::new(1)?;
+    cache.acquire(id, &*pool.team(&CancelFlag::new())?, cancel)
+}
+
 fn check(cache: &ExpertCache, id: ExpertId) {
-    let slot = cache.acquire(id, &CancelFlag::new()).unwrap();
+    let slot = acquire(cache, id, &CancelFlag::new()).unwrap();
     for part in Part::ALL {
         let expected = ((id.0 * 100 + id.1 * 10 + part as usize) as f32).to_le_bytes();
         let matrix = slot.matrix(&cache.index().layers[id.0], part);
@@ -140,7 +147,7 @@ fn evicts_the_least_recently_used_and_never_what_is_held() {
     let file = File::new();
     let cache = file.cache(3);
     let cancel = CancelFlag::new();
-    let held = cache.acquire((0, 0), &cancel).unwrap();
+    let held = acquire(&cache, (0, 0), &cancel).unwrap();
     check(&cache, (0, 1));
     check(&cache, (0, 2));
     cache.request(0, 1, std::iter::once(1)); // now 2 is older than 1, and 0, the oldest, is held
@@ -181,7 +188,7 @@ fn slots_are_given_up_between_what_a_pass_holds_at_once() {
     std::thread::scope(|scope| {
         let hold = cache.hold(16);
         assert_eq!(hold.experts, 3);
-        let mut held = vec![cache.acquire((0, 0), &CancelFlag::new()).unwrap()];
+        let mut held = vec![acquire(&cache, (0, 0), &CancelFlag::new()).unwrap()];
         // All but one slot.
         let shared = &cache.shared;
         let giver = scope.spawn(move || shared.give_back(5 * slot));
@@ -192,7 +199,7 @@ fn slots_are_given_up_between_what_a_pass_holds_at_once() {
         std::thread::sleep(2 * POLL);
         assert_eq!(cache.slots(), 3);
         for expert in 1..3 {
-            held.push(cache.acquire((0, expert), &CancelFlag::new()).unwrap());
+            held.push(acquire(&cache, (0, expert), &CancelFlag::new()).unwrap());
         }
         assert!(!giver.is_finished());
         drop((held, hold));
@@ -207,8 +214,8 @@ fn all_slots_held_is_an_error_not_a_hang() {
     let file = File::new();
     let cache = file.cache(1);
     let cancel = CancelFlag::new();
-    let _held = cache.acquire((0, 0), &cancel).unwrap();
-    assert!(matches!(cache.acquire((0, 1), &cancel), Err(Error::Internal { .. })));
+    let _held = acquire(&cache, (0, 0), &cancel).unwrap();
+    assert!(matches!(acquire(&cache, (0, 1), &cancel), Err(Error::Internal { .. })));
 }
 
 #[test]
@@ -220,14 +227,14 @@ fn a_short_read_is_one_error_and_the_next_try_reads_again() {
     let whole = fs::read(&path).unwrap();
     OpenOptions::new().write(true).open(&path).unwrap().set_len(whole.len() as u64 / 2).unwrap();
     for _ in 0..3 {
-        let error = cache.acquire((LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
+        let error = acquire(&cache, (LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
         assert!(matches!(error, Error::ShortRead { .. }), "{error}");
         assert!(error.to_string().contains("model.gguf"), "{error}");
     }
     check(&cache, (0, 0));
     // Requested together by a pass that was told of only one of them.
     cache.request(LAYERS - 1, 1, 0..2);
-    cache.acquire((LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
+    acquire(&cache, (LAYERS - 1, 0), &cancel).map(|_| ()).unwrap_err();
     // Same inode, contents back.
     use std::io::Write;
     OpenOptions::new().write(true).open(&path).unwrap().write_all(&whole).unwrap();
@@ -243,7 +250,7 @@ fn a_set_cancel_flag_ends_a_wait() {
     let cache = file.cache(2);
     let cancel = CancelFlag::new();
     cancel.cancel();
-    assert!(matches!(cache.acquire((0, 0), &cancel), Err(Error::Cancelled)));
+    assert!(matches!(acquire(&cache, (0, 0), &cancel), Err(Error::Cancelled)));
     // What was requested then still arrives.
     check(&cache, (0, 0));
 }

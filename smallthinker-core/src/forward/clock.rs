@@ -18,7 +18,7 @@ pub enum Stage {
     Attention,
     /// The output projection of attention.
     AttentionOut,
-    /// Waiting for experts that are still being read.
+    /// Waiting for experts that are still being read, and rearranging those that have been.
     Wait,
     /// The experts' gate and up projections, where they are not told apart.
     GateUp,

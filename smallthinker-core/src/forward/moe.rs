@@ -78,7 +78,7 @@ fn one_token(
         let left: Vec<usize> = (0..choices.len()).filter(|c| !order.contains(c)).collect();
         let experts: Vec<usize> = left.iter().map(|&c| choices[c].expert).collect();
         let before = order.len();
-        for (place, slot) in pass.cache.acquire_any(layer, &experts, pass.cancel)? {
+        for (place, slot) in pass.cache.acquire_any(layer, &experts, pass.team, pass.cancel)? {
             order.push(left[place]);
             slots.push(slot);
         }

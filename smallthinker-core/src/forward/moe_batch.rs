@@ -43,7 +43,7 @@ pub(super) fn by_expert(
         return moe_packed::experts(pass, layer, parts, &users, xs, s, y);
     }
     for (expert, users) in users.iter().enumerate().filter(|(_, u)| !u.is_empty()) {
-        let slot = pass.cache.acquire((layer, expert), pass.cancel)?;
+        let slot = pass.cache.acquire((layer, expert), team, pass.cancel)?;
         pass.clock.lap(Stage::Wait);
         let [gate, up, down] = Part::ALL.map(|part| slot.matrix(parts, part));
         s.gathered.gather(xs, users.iter().map(|(t, _)| *t))?;

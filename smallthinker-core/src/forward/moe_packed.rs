@@ -49,8 +49,10 @@ pub(super) fn experts(
         let (group, later) =
             rest.split_at(group_size(rest.iter().map(|&e| users[e].len()), xs.tokens(), most));
         rest = later;
-        let acquire =
-            |&e: &usize| cache.acquire((layer, e), pass.cancel).map(|slot| Member { slot, users: &users[e] });
+        let acquire = |&e: &usize| {
+            let slot = cache.acquire((layer, e), team, pass.cancel)?;
+            Ok(Member { slot, users: &users[e] })
+        };
         let members: Vec<Member<'_>> = group.iter().map(acquire).collect::<Result<_>>()?;
         cache.remind(most);
         pass.request_guess(layer);

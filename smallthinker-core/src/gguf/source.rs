@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,15 +169,24 @@ impl ReadBuffer {
         // A range may begin and end inside of a block.
         len.next_multiple_of(ALIGN) + ALIGN
     }
+}
 
-    /// The bytes of a range that was read into this buffer.
-    pub(crate) fn get(&self, range: Range<usize>) -> &[u8] {
-        self.0.get(range).unwrap_or(&[])
+impl Deref for ReadBuffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for ReadBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }
 
 impl Source {
-    /// Reads `len` bytes from byte `offset` of `shard`, and tells where in the buffer they are. Errors: those of
+    /// Reads `len` bytes from byte `offset` of `shard`, and tells where in `memory` they are. Reads are direct only if
+    /// the memory is [aligned](READ_ALIGN) and has room for the whole blocks that they lie in. Errors: those of
     /// [`read_exact_at`](Self::read_exact_at).
     pub(crate) fn read_range(
         &self,
@@ -185,38 +194,23 @@ impl Source {
         shard: usize,
         offset: u64,
         len: usize,
-        buffer: &mut ReadBuffer,
+        memory: &mut [u8],
     ) -> Result<Range<usize>> {
         let file = self.shard(shard)?;
         if reads == Reads::Direct
-            && let Some(range) = file.read_direct(offset, len, &mut buffer.0)
+            && (memory.as_ptr() as usize).is_multiple_of(ALIGN)
+            && let Some(range) = file.read_direct(offset, len, memory)
         {
             return Ok(range);
         }
-        let Some(place) = buffer.0.get_mut(..len) else {
-            return Err(Error::Internal { message: format!("{len} bytes into a smaller read buffer") });
+        let Some(place) = memory.get_mut(..len) else {
+            return Err(Error::Internal { message: format!("{len} bytes into less memory") });
         };
         file.read_exact_at(offset, place)?;
         if reads == Reads::Direct {
             file.forget(offset, len);
         }
         Ok(0..len)
-    }
-
-    /// Fills `place` from byte `offset` of `shard`, without a copy if reads are direct and offset, length and memory are
-    /// aligned for them. Errors: those of [`read_exact_at`](Self::read_exact_at).
-    pub(crate) fn read_into(&self, reads: Reads, shard: usize, offset: u64, place: &mut [u8]) -> Result<()> {
-        let (file, len) = (self.shard(shard)?, place.len());
-        let aligned =
-            offset.is_multiple_of(ALIGN as u64) && (place.as_ptr() as usize | len).is_multiple_of(ALIGN);
-        if reads == Reads::Direct && aligned && file.read_direct(offset, len, place).is_some() {
-            return Ok(());
-        }
-        file.read_exact_at(offset, place)?;
-        if reads == Reads::Direct {
-            file.forget(offset, len);
-        }
-        Ok(())
     }
 
     /// Whether all shards lie in memory, so that reading them is work for the CPU and no wait for a device.
@@ -295,7 +289,7 @@ impl Shard {
         };
         let direct = open.direct.get_or_init(|| {
             let mut probe = ReadBuffer::new(0).ok()?;
-            DirectFile::open(&self.path, &open.file, &mut probe.0)
+            DirectFile::open(&self.path, &open.file, &mut probe)
         });
         direct.as_ref()
     }

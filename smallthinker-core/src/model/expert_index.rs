@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::arena::Arena;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, READ_ALIGN};
 use crate::model::hparams::Hparams;
 use crate::model::pack_format::PackFormat;
 use crate::model::weights::expect_tensor;
@@ -51,6 +51,14 @@ impl Piece {
     /// Byte offset of an expert's slice.
     pub(crate) fn place(&self, expert: usize) -> u64 {
         self.offset + expert as u64 * self.bytes as u64
+    }
+
+    /// Bytes of the whole blocks that an expert's slice lies in, of that one of `experts` which has most: what a direct read needs.
+    fn widest_read(&self, experts: usize) -> usize {
+        let skipped = |expert| (self.place(expert) % READ_ALIGN as u64) as usize;
+        // After as many experts as a block has bytes, slices begin at the same places in blocks again.
+        let blocks = |expert| (skipped(expert) + self.bytes).next_multiple_of(READ_ALIGN);
+        (0..experts.min(READ_ALIGN)).map(blocks).max().unwrap_or(0)
     }
 }
 
@@ -155,6 +163,12 @@ impl LayerExperts {
         self.pieces.iter().map(|p| p.bytes as u64).sum()
     }
 
+    /// Whether a matrix must be rearranged, once it was read, before it can be computed with.
+    pub(crate) fn is_rearranged(&self, m: &ExpertMatrix) -> bool {
+        // The one piece of a packed file lies there as in a slot.
+        self.pieces.len() > 1 && m.layout != Layout::Rows
+    }
+
     /// Whether decode reads only the rows of up whose gate is above zero.
     pub(crate) fn sparse_up(&self) -> bool {
         self.down_layout == DownLayout::ByOutput
@@ -171,7 +185,7 @@ impl LayerExperts {
 pub(crate) struct ExpertIndex {
     pub(crate) layers: Vec<LayerExperts>,
     pub(crate) n_experts: usize,
-    /// Bytes that the pieces of a slot have, so that it holds any expert.
+    /// Bytes that the pieces of a slot have, so that it holds any expert, in its layout and as it was read: whole pages.
     pub(crate) piece_bytes: Vec<usize>,
     /// Bytes of a slot.
     pub(crate) slot_bytes: usize,
@@ -188,14 +202,15 @@ impl ExpertIndex {
         };
         let layers: Vec<LayerExperts> = (0..h.n_layers).map(layer).collect::<Result<_>>()?;
         let packed = format.is_some();
-        let bytes = |l: &LayerExperts| match packed {
-            true => l.pieces.iter().map(|p| p.bytes).collect(),
-            false => l.matrices().map(|m| m.slot_bytes).to_vec(),
-        };
         let mut piece_bytes: Vec<usize> = Vec::new();
-        for of_layer in layers.iter().map(bytes) {
-            piece_bytes.resize(of_layer.len(), 0);
-            piece_bytes.iter_mut().zip(of_layer).for_each(|(widest, bytes)| *widest = bytes.max(*widest));
+        for layer in &layers {
+            piece_bytes.resize(layer.pieces.len(), 0);
+            for (widest, piece) in piece_bytes.iter_mut().zip(&layer.pieces) {
+                *widest = piece.widest_read(h.n_experts).max(*widest);
+            }
+            for m in layer.matrices() {
+                piece_bytes[m.piece] = m.range().end.next_multiple_of(READ_ALIGN).max(piece_bytes[m.piece]);
+            }
         }
         let slot_bytes = piece_bytes.iter().map(|bytes| Arena::footprint(*bytes)).sum();
         Ok(ExpertIndex { layers, n_experts: h.n_experts, piece_bytes, slot_bytes, packed })
@@ -206,21 +221,18 @@ impl ExpertIndex {
         self.layers.len() * self.n_experts
     }
 
-    /// Bytes of the largest piece in the file.
-    pub(crate) fn largest_piece(&self) -> usize {
-        self.layers.iter().flat_map(|l| &l.pieces).map(|p| p.bytes).max().unwrap_or(0)
+    /// Bytes of the memory that an expert is rearranged in, once it was read; 0 if none is.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        if self.widest_band() > 0 { self.slot_bytes } else { 0 }
     }
 
-    /// Bytes of the largest piece that is not read into its place at once.
-    pub(crate) fn most_read_at_once(&self) -> usize {
-        if self.packed { 0 } else { self.largest_piece() }
-    }
-
-    /// Bytes of the widest band that is packed after it was read.
+    /// Bytes of the widest band that is rearranged.
     pub(crate) fn widest_band(&self) -> usize {
-        let packed = |m: &&ExpertMatrix| !self.packed && m.layout != Layout::Rows;
-        let matrices = self.layers.iter().flat_map(LayerExperts::matrices);
-        matrices.filter(packed).map(ExpertMatrix::band_bytes).max().unwrap_or(0)
+        let bands = |l: &LayerExperts| {
+            let rearranged = l.matrices().into_iter().filter(|m| l.is_rearranged(m));
+            rearranged.map(ExpertMatrix::band_bytes).max()
+        };
+        self.layers.iter().filter_map(bands).max().unwrap_or(0)
     }
 
     /// Bytes of all slots together when every expert is held.

@@ -163,7 +163,7 @@ impl Model {
         let source = Arc::clone(gguf.source());
         let cache = ExpertCache::new(index, Arc::clone(&source), options.cache(&plan)?, &budget)?;
         if plan.fits() {
-            cache.preload(&options.cancel, &mut loaded)?;
+            cache.preload(&*pool.team(&options.cancel)?, &options.cancel, &mut loaded)?;
         }
         let load_time = began.elapsed();
         info!("{}: loaded in {load_time:?}, {threads} threads, {}", gguf.path().display(), kernels.name());

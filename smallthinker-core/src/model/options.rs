@@ -50,8 +50,7 @@ pub struct ModelOptions {
 /// What [`ModelOptions::look_ahead`] is if it is not set.
 pub(crate) const LOOK_AHEAD: bool = true;
 
-/// Threads that read experts, at least and at most: enough to keep a disk's queue filled while others rearrange what they
-/// have read.
+/// Threads that read experts, at least and at most: enough to keep a disk's queue filled.
 const READERS: (usize, usize) = (4, 8);
 
 /// Threads beyond this are surely a mistake.

@@ -29,7 +29,7 @@ pub struct Plan {
     pub tokenizer: u64,
     /// Buffers of one session.
     pub scratch: u64,
-    /// Buffers of the threads that read experts.
+    /// Memory that experts which were read are rearranged in; 0 if none needs to be.
     pub read_buffers: u64,
     /// KV cache of one session at the full context.
     pub kv_full_context: u64,
@@ -127,7 +127,7 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
         LmHead::Full => 0,
         LmHead::Sparse => predictor_bytes(gguf, h)?,
     };
-    let mut read_buffers = options.readers()? as u64 * ReadBuffer::bytes(index.most_read_at_once()) as u64;
+    let mut read_buffers = index.spare_bytes() as u64;
     if gguf.source().lies_in_memory() {
         read_buffers += options.resolved_threads()? as u64 * ReadBuffer::bytes(index.widest_band()) as u64;
     }

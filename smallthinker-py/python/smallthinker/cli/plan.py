@@ -18,7 +18,7 @@ LINES = (
     ("lm_head", "what the sparse LM head takes besides"),
     ("tokenizer", "tokenizer"),
     ("scratch", "buffers of one session"),
-    ("read_buffers", "buffers of the threads that read experts"),
+    ("read_buffers", "memory that experts are rearranged in"),
     ("kv_full_context", "KV cache of one session, full context"),
     ("expert_bank", "all experts"),
 )
