@@ -20,12 +20,11 @@ const SHARES: [u32; 6] = [5, 10, 20, 30, 50, 100];
 /// compute is a measurement of profile() or bench() of the same model with all experts in memory. storage are devices:
 /// texts such as "1.5GB/s" or "1.5GB/s@120us", the latency of a read, of which those of queue_depth reads pass at the same
 /// time. budgets are sizes of the cache: bytes, texts such as "2GiB", or shares of all experts such as "25%". readers threads
-/// read and rearrange pack_rate bytes per second each (bytes or a text such as "2GB"); they share the processors with the
-/// threads of the measurement, of which there are as many by default. look_ahead is the share of the guesses, half
-/// as many as a layer's choices, that are right; None does not look ahead.
+/// read, and the threads of the measurement together rearrange pack_rate bytes per second of it (bytes or a text such as "5GB").
+/// look_ahead is the share of the guesses, half as many as a layer's choices, that are right; None does not look ahead.
 #[pyfunction]
 #[pyo3(signature = (path, *, compute, storage, budgets=None, policy=None, readers=4, queue_depth=32, pack_rate=None,
-    processors=None, look_ahead=None))]
+    look_ahead=None))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn simulate<'py>(
     py: Python<'py>,
@@ -37,7 +36,6 @@ pub(crate) fn simulate<'py>(
     readers: i128,
     queue_depth: i128,
     pack_rate: Option<Bound<'py, PyAny>>,
-    processors: Option<i128>,
     look_ahead: Option<f64>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let budgets = traces::sizes(budgets, &SHARES)?;
@@ -45,8 +43,6 @@ pub(crate) fn simulate<'py>(
     let policy: CachePolicy = policy.map_or(Ok(CachePolicy::default()), str::parse).map_err(errors::to_py)?;
     let mut options = SimOptions::new(0, Storage::new(1.0), compute_times(compute)?);
     options.policy = routing::ReplayPolicy::Cache(policy);
-    options.threads = threads;
-    options.processors = processors.map_or(Ok(threads), |n| args::at_least("processors", n, 1))?;
     options.readers = args::at_least("readers", readers, 1)?;
     if let Some(rate) = args::byte_count("pack_rate", pack_rate.as_ref())? {
         options.pack_bytes_per_second = rate as f64;

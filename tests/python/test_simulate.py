@@ -42,7 +42,7 @@ def test_hits_are_those_of_the_replay_and_speed_has_its_bounds(trace_path):
     for policy in ("lru", "cyclic"):
         replays = [r for r in package.policies(trace_path, budgets=budgets)["replays"] if r["policy"] == policy]
         found = package.simulate(
-            trace_path, compute=COMPUTE, storage=["100MB/s@1ms", "200MB/s"], budgets=budgets, policy=policy, processors=6
+            trace_path, compute=COMPUTE, storage=["100MB/s@1ms", "200MB/s"], budgets=budgets, policy=policy
         )
         assert found["policy"] == policy
         slow, fast = ([s for s in found["simulations"] if s["storage"] == name] for name in ("100MB/s@1ms", "200MB/s"))
@@ -65,7 +65,6 @@ def test_hits_are_those_of_the_replay_and_speed_has_its_bounds(trace_path):
         ({"storage": ["fast"]}, r'storage: found "fast", allowed: .*1\.5GB/s@120us'),
         ({"readers": 0}, "readers"),
         ({"queue_depth": 0}, "queue_depth"),
-        ({"processors": 0}, "processors"),
         ({"pack_rate": 0}, "pack_bytes_per_second"),
         ({"look_ahead": 2.0}, "look_ahead"),
         ({"policy": "fifo"}, "cache_policy"),
@@ -85,7 +84,7 @@ def test_command(model_path, trace_path, tmp_path):
     measured = tmp_path / "profile.json"
     measured.write_text(output("profile", model_path, "--prompt-tokens", 4, "--gen-tokens", 4, "--json"), encoding="utf-8")
     args = ["simulate", trace_path, "--compute", measured, "--storage", "1.5GB/s@120us,0.5GB/s", "--budgets", "20%,1MiB"]
-    args += ["--readers", 2, "--queue-depth", 1, "--pack-rate", "3GB", "--processors", 4, "--look-ahead", 0.4]
+    args += ["--readers", 2, "--queue-depth", 1, "--pack-rate", "3GB", "--look-ahead", 0.4]
     found = json.loads(output(*args, "--json"))
     again = package.simulate(
         trace_path,
@@ -95,7 +94,6 @@ def test_command(model_path, trace_path, tmp_path):
         readers=2,
         queue_depth=1,
         pack_rate="3GB",
-        processors=4,
         look_ahead=0.4,
     )
     assert found == again

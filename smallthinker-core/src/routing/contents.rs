@@ -9,11 +9,20 @@ use crate::experts::{ExpertId, LookAheadStats};
 /// Pieces that an expert is read in: its matrices.
 const PARTS: usize = 3;
 
+/// Experts that are about to be computed.
+pub(super) struct Taken {
+    pub(super) experts: usize,
+    /// Bytes of those among them that are to be rearranged first.
+    pub(super) raw_bytes: u64,
+}
+
 /// A cache and the reads that fill it.
 pub(super) struct Contents<'t> {
     cache: Cache<'t>,
     /// Of each expert, the parts that are still on their way. Inside the cache and 0: in memory.
     missing_parts: Vec<u8>,
+    /// Which have not been computed with since they were read, and are to be rearranged before they are.
+    raw: Vec<bool>,
     loading: usize,
     /// The layer that the token has come to, and which of its experts are chosen and not yet acquired.
     layer: usize,
@@ -31,6 +40,7 @@ impl<'t> Contents<'t> {
         let shape = cache.shape;
         Contents {
             missing_parts: vec![0; shape.experts()],
+            raw: vec![false; shape.experts()],
             loading: 0,
             layer: 0,
             uses: vec![0; shape.n_experts],
@@ -58,6 +68,10 @@ impl<'t> Contents<'t> {
     /// A layer of a prompt: its reads take no time. Nothing is on its way.
     pub(super) fn prompt_turn(&mut self, layer: usize, tokens: usize, choices: &[u32]) {
         self.note_turn(layer, choices);
+        for &expert in choices {
+            let i = self.number((layer, expert as usize));
+            self.raw[i] = false;
+        }
         let mut uses = std::mem::take(&mut self.uses);
         self.cache.turn(layer, tokens, &mut uses, &mut Accesses::default());
         self.uses = uses;
@@ -133,19 +147,22 @@ impl<'t> Contents<'t> {
         }
     }
 
-    /// Takes the chosen experts that are in memory and not yet computed, and requests those that are absent. Returns how
-    /// many it has taken.
-    pub(super) fn acquire(&mut self, choices: &[u32], machine: &mut Machine) -> usize {
+    /// Takes the chosen experts that are in memory and not yet computed, and requests those that are absent.
+    pub(super) fn acquire(&mut self, choices: &[u32], machine: &mut Machine) -> Taken {
         let layer = self.layer;
         let left: Vec<usize> = choices.iter().map(|&e| e as usize).filter(|&e| self.uses[e] > 0).collect();
-        let mut taken = 0;
+        let mut taken = Taken { experts: 0, raw_bytes: 0 };
         for &expert in &left {
             if self.is_ready((layer, expert)) {
                 (self.uses[expert], self.held[expert]) = (0, true);
-                taken += 1;
+                taken.experts += 1;
+                let i = self.number((layer, expert));
+                if std::mem::take(&mut self.raw[i]) {
+                    taken.raw_bytes += self.shape().expert_bytes[layer];
+                }
             }
         }
-        let urgency = if taken == 0 { Urgency::Urgent } else { Urgency::Chosen };
+        let urgency = if taken.experts == 0 { Urgency::Urgent } else { Urgency::Chosen };
         for expert in left {
             if self.uses[expert] > 0 && !self.cache.inside[self.number((layer, expert))] {
                 self.load_chosen((layer, expert), urgency, machine);
@@ -172,6 +189,7 @@ impl<'t> Contents<'t> {
         self.cache.insert(id);
         let i = self.number(id);
         self.missing_parts[i] = PARTS as u8;
+        self.raw[i] = true;
         self.loading += 1;
         let parts = part_bytes(self.shape().expert_bytes[id.0]);
         let jobs = parts.into_iter().enumerate().map(|(piece, bytes)| Job { id, piece, bytes });

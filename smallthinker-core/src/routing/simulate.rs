@@ -1,13 +1,13 @@
 //! Decoding a trace in virtual time: how fast a machine with some storage would be, computed on any other.
 //!
-//! File order: `storage` (a device) → `machine` (readers and processors) → `contents` (the cache, by the engine's rules)
+//! File order: `storage` (a device) → `machine` (who computes and who reads) → `contents` (the cache, by the engine's rules)
 //! → `guesses` → this file (a token's way through the layers, as `crate::forward` takes it).
 
 use std::time::Duration;
 
 use super::contents::Contents;
 use super::guesses::Guesses;
-use super::machine::{Machine, Speeds};
+use super::machine::Machine;
 use super::replay::{Accesses, Cache, ReplayPolicy, check_slots};
 use super::storage::Storage;
 use super::trace::{PassKind, Trace};
@@ -64,13 +64,10 @@ pub struct SimOptions {
     pub storage: Storage,
     /// How fast it computes.
     pub compute: ComputeTimes,
-    /// Threads that compute, 1 or more.
-    pub threads: usize,
-    /// Processors that they share with readers while these rearrange what they have read, 1 or more.
-    pub processors: usize,
     /// Threads that read, 1 or more.
     pub readers: usize,
-    /// Bytes per second that one of them rearranges on a processor of its own, above 0; may be infinite.
+    /// Bytes per second of what was read that the threads that compute rearrange together before they compute with it, above 0;
+    /// infinite for packed files.
     pub pack_bytes_per_second: f64,
     /// Looking ahead: the share of guesses, half as many as a layer's choices, that are right, 0 to 1. Wrong guesses are
     /// experts that other tokens have chosen there, the frequent ones more often. `None`: not looking ahead.
@@ -78,17 +75,15 @@ pub struct SimOptions {
 }
 
 impl SimOptions {
-    /// Two threads on two processors, four readers that rearrange 2 GB/s each, the default policy, not looking ahead.
+    /// Four readers, 5 GB/s of rearranging, the default policy, not looking ahead.
     pub fn new(slots: usize, storage: Storage, compute: ComputeTimes) -> SimOptions {
         SimOptions {
             policy: ReplayPolicy::Cache(CachePolicy::default()),
             slots,
             storage,
             compute,
-            threads: 2,
-            processors: 2,
             readers: 4,
-            pack_bytes_per_second: 2e9,
+            pack_bytes_per_second: 5e9,
             look_ahead: None,
         }
     }
@@ -96,9 +91,8 @@ impl SimOptions {
     fn check(&self, trace: &Trace) -> Result<()> {
         check_slots(trace.shape(), self.slots)?;
         self.storage.check()?;
-        let counts = [("threads", self.threads), ("processors", self.processors), ("readers", self.readers)];
-        if let Some((name, n)) = counts.into_iter().find(|(_, n)| *n == 0) {
-            return Err(Error::argument(name, n, "1 or more"));
+        if self.readers == 0 {
+            return Err(Error::argument("readers", 0, "1 or more"));
         }
         let pack = self.pack_bytes_per_second;
         if pack.is_nan() || pack <= 0.0 {
@@ -121,7 +115,7 @@ pub struct Simulation {
     pub tokens: usize,
     /// Time from the first to the last.
     pub time: Duration,
-    /// Part of it that computation waited for reads.
+    /// Part of it that computation waited for reads, or rearranged what was read.
     pub stall: Duration,
     /// What the cache did. An expert on its way is a miss; bytes read for guesses count.
     pub accesses: Accesses,
@@ -140,7 +134,7 @@ impl Simulation {
         self.accesses.hit_rate()
     }
 
-    /// Share of the time that computation waited, 0 to 1.
+    /// [`stall`](Self::stall) as a share of the time, 0 to 1.
     pub fn stall_share(&self) -> f64 {
         if self.time.is_zero() { 0.0 } else { self.stall.as_secs_f64() / self.time.as_secs_f64() }
     }
@@ -154,22 +148,19 @@ impl Simulation {
 /// Decodes `trace` in virtual time: no thread, no sleep, no clock, so that the result is the same on every machine.
 ///
 /// A layer takes its router's time, requests what is absent, takes attention's time, guesses for the next layer (that
-/// takes the router's time again), and computes the experts in rounds: those that have arrived, while the others load.
+/// takes the router's time again), and rearranges and computes the experts in rounds: those that have arrived, while the others
+/// load.
 ///
 /// Errors: [`Error::InvalidArgument`] naming the option.
 pub fn simulate(trace: &Trace, options: &SimOptions) -> Result<Simulation> {
     options.check(trace)?;
     let shape = trace.shape();
-    let speeds = Speeds {
-        threads: options.threads as f64,
-        processors: options.processors as f64,
-        pack: options.pack_bytes_per_second,
-    };
     let mut run = Run {
         layer: per_layer(&options.compute, shape.layers(), shape.top_k),
         contents: Contents::new(Cache::new(trace, options.policy, options.slots)),
-        machine: Machine::new(options.storage, options.readers, speeds),
+        machine: Machine::new(options.storage, options.readers),
         guesses: options.look_ahead.map(|share| Guesses::new(trace, share)),
+        pack: options.pack_bytes_per_second,
         stall: 0.0,
     };
     let mut time = 0.0;
@@ -221,7 +212,9 @@ struct Run<'t> {
     contents: Contents<'t>,
     machine: Machine,
     guesses: Option<Guesses<'t>>,
-    /// Seconds that computation has waited.
+    /// Bytes per second of rearranging.
+    pack: f64,
+    /// Seconds that computation has waited or rearranged.
     stall: f64,
 }
 
@@ -258,8 +251,10 @@ impl Run<'_> {
     fn experts(&mut self, choices: &[u32]) -> Result<()> {
         while self.contents.awaits() {
             let taken = self.contents.acquire(choices, &mut self.machine);
-            if taken > 0 {
-                self.compute(taken as f64 * self.layer.one_expert);
+            if taken.experts > 0 {
+                let rearranging = taken.raw_bytes as f64 / self.pack;
+                self.stall += rearranging;
+                self.compute(rearranging + taken.experts as f64 * self.layer.one_expert);
                 continue;
             }
             let began = self.machine.now;

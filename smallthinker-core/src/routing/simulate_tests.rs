@@ -21,11 +21,11 @@ fn storage(bytes_per_second: f64, latency: f64, queue_depth: usize) -> Storage {
     Storage { bytes_per_second, latency: Duration::from_secs_f64(latency), queue_depth }
 }
 
-/// Rearranging takes nothing, and there are processors for everybody.
+/// Rearranging takes nothing.
 fn plain(slots: usize, storage: Storage, compute: ComputeTimes) -> SimOptions {
     let pack = f64::INFINITY;
     let options = SimOptions::new(slots, storage, compute);
-    SimOptions { policy: LRU, processors: 100, pack_bytes_per_second: pack, ..options }
+    SimOptions { policy: LRU, pack_bytes_per_second: pack, ..options }
 }
 
 /// One layer, two tokens that choose the same two experts, of 300 bytes each.
@@ -55,18 +55,12 @@ fn times_worked_out_by_hand() {
 }
 
 #[test]
-fn rearranging_takes_a_share_of_the_processors() {
-    // Reads take no time; one reader rearranges six parts, a second each. Two threads compute for 4 s.
-    // On two processors all three work at 2/3 of their speed: after 6 s computing has ended and four parts are there, the
-    // other two come in 2 s. The second token takes 4 s.
-    // On three, the six parts are there after 6 s.
+fn rearranging_is_done_once_and_before_computing() {
+    // Reads take no time. Attention takes 4 s, then two experts of 300 bytes each are rearranged in 3 s each; the second token
+    // finds them as they have to be.
     let options = plain(4, storage(f64::INFINITY, 0.0, 1), seconds(0, 4, 0, 0));
-    let options = SimOptions { readers: 1, processors: 2, pack_bytes_per_second: 100.0, ..options };
-    let found = simulate(&two_tokens(), &options).unwrap();
-    assert!((found.time.as_secs_f64() - 12.0).abs() < 1e-9, "{found:?}");
-    assert!((found.stall.as_secs_f64() - 2.0).abs() < 1e-9, "{found:?}");
-    let enough = simulate(&two_tokens(), &SimOptions { processors: 3, ..options }).unwrap();
-    assert!((enough.time.as_secs_f64() - 10.0).abs() < 1e-9, "{enough:?}");
+    let found = simulate(&two_tokens(), &SimOptions { pack_bytes_per_second: 100.0, ..options }).unwrap();
+    assert_eq!((found.time.as_secs_f64(), found.stall.as_secs_f64()), (14.0, 6.0));
 }
 
 /// Times by recurrence, for LRU without looking ahead: no events, each read's times follow from those before it.
@@ -82,10 +76,10 @@ fn by_recurrence(trace: &Trace, tokens: &[Vec<Vec<u32>>], options: &SimOptions) 
             now += of(compute.router) / layers;
             let ids: Vec<(usize, u32)> = experts.iter().map(|e| (layer, *e)).collect();
             let (hits, missing): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| newest_last.contains(id));
-            let mut ready = vec![0.0f64; hits.len()];
+            let mut ready = vec![(0.0f64, false); hits.len()];
+            let bytes = trace.shape().expert_bytes[layer];
             for _ in &missing {
                 let mut last = 0.0f64;
-                let bytes = trace.shape().expert_bytes[layer];
                 for bytes in [bytes - 2 * (bytes / 3), bytes / 3, bytes / 3] {
                     free.sort_by(f64::total_cmp);
                     let place = ends.len().checked_sub(device.queue_depth).map_or(0.0, |i| ends[i]);
@@ -93,19 +87,20 @@ fn by_recurrence(trace: &Trace, tokens: &[Vec<Vec<u32>>], options: &SimOptions) 
                     let end = first_byte.max(ends.last().copied().unwrap_or(0.0))
                         + bytes as f64 / device.bytes_per_second;
                     ends.push(end);
-                    free[0] = end + bytes as f64 / options.pack_bytes_per_second;
-                    last = last.max(free[0]);
+                    free[0] = end;
+                    last = last.max(end);
                 }
-                ready.push(last);
+                ready.push((last, true));
             }
             newest_last.retain(|id| !hits.contains(id));
             newest_last.extend(hits.into_iter().chain(missing));
             newest_last.drain(..newest_last.len().saturating_sub(options.slots));
             now += of(compute.attention) / layers;
-            ready.sort_by(f64::total_cmp);
-            for ready in ready {
-                stall += (ready - now).max(0.0);
-                now = now.max(ready) + of(compute.experts) / layers / top_k;
+            ready.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (ready, missing) in ready {
+                let packing = if missing { bytes as f64 / options.pack_bytes_per_second } else { 0.0 };
+                stall += (ready - now).max(0.0) + packing;
+                now = now.max(ready) + packing + of(compute.experts) / layers / top_k;
             }
         }
         now += of(compute.rest);
@@ -183,8 +178,8 @@ proptest! {
         }
     }
 
-    /// Without looking ahead and with a processor for every thread, faster storage is never slower. (Otherwise it can
-    /// be: another order of reads leaves another cache, and rearranging takes processors from computing at other times.)
+    /// Without looking ahead, faster storage is never slower. (Otherwise it can be: another order of reads leaves another
+    /// cache.)
     #[test]
     fn faster_storage_is_never_slower(
         tokens in choices(3, 6, 2, 20), slots in 2usize..20, device in devices(), faster in 1.0f64..3.0, shorter in 0.0f64..1.0, more in 0usize..3,
@@ -285,13 +280,11 @@ fn texts_of_devices() {
 fn options_outside_their_range_are_refused() {
     let options = || SimOptions::new(4, Storage::new(1e9), seconds(1, 1, 1, 1));
     type Change = fn(&mut SimOptions);
-    let wrong: [(&str, Change); 10] = [
+    let wrong: [(&str, Change); 8] = [
         ("slots", |o| o.slots = 1),
         ("storage.bytes_per_second", |o| o.storage.bytes_per_second = 0.0),
         ("storage.bytes_per_second", |o| o.storage.bytes_per_second = f64::NAN),
         ("storage.queue_depth", |o| o.storage.queue_depth = 0),
-        ("threads", |o| o.threads = 0),
-        ("processors", |o| o.processors = 0),
         ("readers", |o| o.readers = 0),
         ("pack_bytes_per_second", |o| o.pack_bytes_per_second = -1.0),
         ("look_ahead", |o| o.look_ahead = Some(1.1)),

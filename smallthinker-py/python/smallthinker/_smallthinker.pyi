@@ -348,6 +348,5 @@ def simulate(
     readers: int = 4,
     queue_depth: int = 32,
     pack_rate: int | str | None = None,
-    processors: int | None = None,
     look_ahead: float | None = None,
 ) -> Simulations: ...

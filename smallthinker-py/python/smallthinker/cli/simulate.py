@@ -43,10 +43,9 @@ def add(commands: Any) -> None:
         "--queue-depth", type=int, default=32, metavar="N", help="reads a device works on at once (default: %(default)s)"
     )
     parser.add_argument(
-        "--pack-rate", metavar="BYTES", help="what a reader rearranges per second (default: 2GB)"
-    )
-    parser.add_argument(
-        "--processors", type=int, metavar="N", help="that computing and reading share (default: the compute threads)"
+        "--pack-rate",
+        metavar="BYTES",
+        help="what the compute threads together rearrange per second of what was read (default: 5GB)",
     )
     parser.add_argument(
         "--look-ahead",
@@ -74,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
         readers=args.readers,
         queue_depth=args.queue_depth,
         pack_rate=args.pack_rate,
-        processors=args.processors,
         look_ahead=args.look_ahead,
     )
     if args.json:
