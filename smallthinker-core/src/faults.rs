@@ -150,8 +150,8 @@ impl Rig {
     fn new(kind: Kind, slots_more: u64) -> Rig {
         let mut spec =
             Spec { layers: 4, ffn: 256, experts: 12, top_k: 2, tied: false, context: 64, ..Spec::default() };
-        if let Kind::Memory | Kind::PackedMemory = kind {
-            // Rearranged on arrival, in bands of which the last is not whole.
+        if !matches!(kind, Kind::PackedDisk) {
+            // Rearranged, in bands of which the last is not whole.
             (spec.dtype, spec.ffn, spec.experts) = (crate::tensor::DType::Q4_0, 160, 72);
         }
         let mut fixture = Fixture::new(spec);

@@ -21,7 +21,7 @@ const SHARES: [u32; 6] = [5, 10, 20, 30, 50, 100];
 /// texts such as "1.5GB/s" or "1.5GB/s@120us", the latency of a read, of which those of queue_depth reads pass at the same
 /// time. budgets are sizes of the cache: bytes, texts such as "2GiB", or shares of all experts such as "25%". readers threads
 /// read, and the threads of the measurement together rearrange pack_rate bytes per second of it (bytes or a text such as "5GB").
-/// look_ahead is the share of the guesses, half as many as a layer's choices, that are right; None does not look ahead.
+/// look_ahead is the share of the guesses, three for four of a layer's choices, that are right; None does not look ahead.
 #[pyfunction]
 #[pyo3(signature = (path, *, compute, storage, budgets=None, policy=None, readers=4, queue_depth=32, pack_rate=None,
     look_ahead=None))]

@@ -98,7 +98,7 @@ pub struct BenchReport {
     pub read_bytes_per_token: u64,
     /// What storage allows, if not all experts are in memory.
     pub storage: Option<StorageReport>,
-    /// Share of decode's time that computation waited for experts, in the same repetition.
+    /// Share of decode's time that computation waited for experts or rearranged them, in the same repetition.
     pub stall_share: f64,
 }
 
@@ -154,7 +154,7 @@ pub fn run(
         // Between repetitions, so that all figures see the same neighbours on this machine.
         if !model.inner.cache.is_complete() {
             // At once: many devices are faster for a while after they have rested, which they do not while decoding.
-            let now = storage::measure(&model.inner.cache)?;
+            let now = storage::measure(&model.inner.cache, &*model.inner.pool.team(cancel)?)?;
             storage = Some(storage.unwrap_or(0.0).max(now));
         }
         bandwidth = bandwidth.max(measure_read_bandwidth(threads)?);

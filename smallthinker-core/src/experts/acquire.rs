@@ -80,19 +80,20 @@ fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Look, usize) {
             state.acquired((layer, expert));
         }
     }
-    let (mut raw, mut loads) = (false, 0);
+    let ids = || experts.iter().map(|&expert| (layer, expert));
+    let raw = ids().any(|id| matches!(state.entries.get(&id), Some(Entry::Raw(_))));
+    let mut loads = 0;
     // While those are computed, the others can be read.
-    for id in experts.iter().map(|&expert| (layer, expert)) {
+    for id in ids() {
         match state.entries.get(&id) {
             Some(Entry::Failed(_)) => {
                 if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
                     return (Look::Done(Err(error)), loads);
                 }
             }
-            Some(Entry::Raw(_)) => raw = true,
             Some(_) => {}
             None => {
-                let urgency = if found.is_empty() { Urgency::Urgent } else { Urgency::Chosen };
+                let urgency = if found.is_empty() && !raw { Urgency::Urgent } else { Urgency::Chosen };
                 if state.load_chosen(id, urgency) {
                     loads += 1;
                 } else if found.is_empty() && !raw && state.loading() == 0 {

@@ -245,6 +245,7 @@ impl ExpertCache {
         if state.awaited().any(|id| !state.entries.contains_key(&id)) {
             return; // first what has been chosen
         }
+        state.revise(layer, experts);
         let mut absent: Vec<ExpertId> = experts.iter().map(|expert| (layer, *expert)).collect();
         absent.retain(|id| !state.entries.contains_key(id));
         let loads = absent.into_iter().take_while(|id| state.load(*id, Urgency::Guess)).count();
@@ -263,10 +264,20 @@ impl ExpertCache {
         self.readers.count()
     }
 
-    /// Memory for [`read_only`](Self::read_only): that of a slot, whose expert is evicted; `None` if all are in use.
-    pub(crate) fn lend_slot(&self) -> Option<LentSlot<'_>> {
-        let slot = self.shared.lock().lend();
-        slot.map(|slot| LentSlot { shared: &self.shared, slot })
+    /// Memory for [`read_only`](Self::read_only): that of a slot, whose expert is evicted. Waits for what is being read; `None` if
+    /// all slots are held or lent.
+    pub(crate) fn lend_slot(&self, _between_passes: &Team<'_>) -> Option<LentSlot<'_>> {
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(slot) = state.lend() {
+                return Some(LentSlot { shared: &self.shared, slot });
+            }
+            if state.loading() == 0 {
+                return None;
+            }
+            let woken = self.shared.changed.wait_timeout(state, POLL);
+            state = woken.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        }
     }
 
     /// Reads a piece of an expert as the readers do, for no pass. Returns its bytes.

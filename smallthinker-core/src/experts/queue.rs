@@ -23,7 +23,7 @@ pub(crate) struct Job<B = PieceMemory> {
     pub(crate) bytes: B,
 }
 
-/// First come, first served; but guesses come after all that has been chosen.
+/// First come, first served; but guesses come after all that has been chosen, those of nearer layers first.
 pub(crate) struct Queue<B = PieceMemory> {
     chosen: VecDeque<Job<B>>,
     guesses: VecDeque<Job<B>>,
@@ -38,7 +38,12 @@ impl<B> Default for Queue<B> {
 impl<B> Queue<B> {
     pub(crate) fn push(&mut self, jobs: impl Iterator<Item = Job<B>>, urgency: Urgency) {
         match urgency {
-            Urgency::Guess => self.guesses.extend(jobs),
+            Urgency::Guess => {
+                for job in jobs {
+                    let place = self.guesses.partition_point(|other| other.id.0 <= job.id.0);
+                    self.guesses.insert(place, job);
+                }
+            }
             Urgency::Chosen | Urgency::Urgent => self.chosen.extend(jobs),
         }
     }

@@ -104,7 +104,7 @@ pub(super) struct State {
     pub(super) reading: Stopwatch,
     /// Slots that are in use or free.
     pub(super) slots: usize,
-    /// Entries that are [`Entry::Ready`] or [`Entry::Raw`].
+    /// Entries that are [`Entry::Ready`], [`Entry::Raw`] or being rearranged.
     pub(super) resident: usize,
     free: Vec<Slot>,
     /// Memory to rearrange an expert in, unless some is being; `None` too if none needs to be.
@@ -170,16 +170,31 @@ impl State {
                     self.stats.look_ahead.late += 1;
                     self.queue.hurry(id);
                 }
-                Some(Entry::Loading(loading)) => match self.queue.withdraw(id, loading.arrived.len()) {
-                    Some(slot) => {
-                        self.stats.look_ahead.withdrawn += 1;
-                        self.entries.remove(&id);
-                        self.policy.removed(id);
-                        self.free.push(slot);
-                    }
-                    None => self.stats.look_ahead.wasted += 1,
-                },
+                Some(Entry::Loading(_)) => {
+                    let withdrawn = self.withdraw(id);
+                    self.stats.look_ahead.wasted += u64::from(!withdrawn);
+                }
                 _ => {}
+            }
+        }
+    }
+
+    /// Takes back a guess, if nobody reads any of it yet; returns whether it could.
+    fn withdraw(&mut self, id: ExpertId) -> bool {
+        let Some(Entry::Loading(loading)) = self.entries.get(&id) else { return false };
+        let Some(slot) = self.queue.withdraw(id, loading.arrived.len()) else { return false };
+        self.stats.look_ahead.withdrawn += 1;
+        self.entries.remove(&id);
+        self.policy.removed(id);
+        self.free.push(slot);
+        true
+    }
+
+    /// Takes back what was guessed for a layer and is no longer, as far as nobody reads it yet.
+    pub(super) fn revise(&mut self, layer: usize, guess: &[usize]) {
+        for id in std::mem::take(&mut self.guessed) {
+            if id.0 != layer || guess.contains(&id.1) || !self.withdraw(id) {
+                self.guessed.push(id);
             }
         }
     }

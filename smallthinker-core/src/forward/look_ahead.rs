@@ -9,9 +9,10 @@ use crate::forward::{Pass, Scratch};
 /// can be read while several layers are computed. Every look costs reading a router.
 const AHEAD: [usize; 2] = [1, 4];
 
-/// Of the choices guessed for a single token, those that are read in advance.
-pub(crate) fn guesses_of_one_token(top_k: usize) -> usize {
-    top_k.div_ceil(2)
+/// Of the choices guessed for a single token in a layer so far ahead, how many are read in advance: the surest. The others are too
+/// often wrong, and what is read in vain keeps storage from what is needed.
+pub(crate) fn guesses_of_one_token(top_k: usize, ahead: usize) -> usize {
+    if ahead == 1 { top_k - top_k / 4 } else { top_k.div_ceil(2) }
 }
 
 impl Pass<'_> {
@@ -40,11 +41,10 @@ impl Pass<'_> {
                 break; // of numbers that this token may never come to
             }
             if one {
-                // Of one token, the surest half: enough to keep storage busy until the layer's turn, and seldom read in vain. Of
-                // a prompt's tokens, nearly all experts will be needed.
+                // Of a prompt's tokens, nearly all experts will be needed.
                 s.guesses
                     .sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.expert.cmp(&b.expert)));
-                s.guesses.truncate(guesses_of_one_token(self.h.top_k));
+                s.guesses.truncate(guesses_of_one_token(self.h.top_k, ahead));
             }
             let mut guess: Vec<usize> = s.guesses.iter().map(|c| c.expert).collect();
             guess.sort_unstable();

@@ -128,7 +128,7 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
         LmHead::Sparse => predictor_bytes(gguf, h)?,
     };
     let mut read_buffers = index.spare_bytes() as u64;
-    if gguf.source().lies_in_memory() {
+    if gguf.source().lies_in_memory() && index.widest_band() > 0 {
         read_buffers += options.resolved_threads()? as u64 * ReadBuffer::bytes(index.widest_band()) as u64;
     }
     let all = [resident, lm_head, tokenizer, scratch, read_buffers];

@@ -22,10 +22,10 @@ impl<'t> Guesses<'t> {
         Guesses { trace, decoded, share, random: SplitMix64::new(0) }
     }
 
-    /// Guesses of `choices`, the choices of a token in `layer`, as many of them as the engine makes: each of a random half of
-    /// them, or instead of it what some other token has chosen there. In ascending order.
+    /// Guesses of `choices`, the choices of a token in `layer`, as many of them as the engine makes one layer ahead: each of some
+    /// of them, taken at random, or instead of it what some other token has chosen there. In ascending order.
     pub(super) fn of(&mut self, layer: usize, choices: &[u32]) -> Vec<usize> {
-        let wanted = guesses_of_one_token(choices.len());
+        let wanted = guesses_of_one_token(choices.len(), 1);
         let mut sure = choices.to_vec();
         while sure.len() > wanted {
             sure.swap_remove((self.random.next_unit() * sure.len() as f64) as usize);

@@ -69,7 +69,7 @@ pub struct SimOptions {
     /// Bytes per second of what was read that the threads that compute rearrange together before they compute with it, above 0;
     /// infinite for packed files.
     pub pack_bytes_per_second: f64,
-    /// Looking ahead: the share of guesses, half as many as a layer's choices, that are right, 0 to 1. Wrong guesses are
+    /// Looking ahead: the share of guesses, three for four of a layer's choices, that are right, 0 to 1. Wrong guesses are
     /// experts that other tokens have chosen there, the frequent ones more often. `None`: not looking ahead.
     pub look_ahead: Option<f64>,
 }

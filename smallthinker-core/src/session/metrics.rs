@@ -81,7 +81,7 @@ impl GenerationStats {
         self.decode_experts.bytes_read.checked_div(self.decode_steps as u64).unwrap_or(0)
     }
 
-    /// Share of decode's time that computation waited for experts, 0 to 1.
+    /// Share of decode's time that computation waited for experts or rearranged them, 0 to 1.
     pub fn stall_share(&self) -> f64 {
         rate(self.decode_experts.stall.as_secs_f64(), self.decode_time)
     }

@@ -314,7 +314,7 @@ mod tests {
             let file = file(DType::Q4_0, rows, cols);
             let groups = groups(cols);
             let mut out = vec![0xaa; matrix_bytes(DType::Q4_0, Layout::Lanes, rows, cols).unwrap()];
-            // In two steps, as a reader does.
+            // In two steps, of which the first is whole tiles.
             let part = rows / 2;
             let (a, b) = file.split_at(part * cols / 32 * 18);
             pack_lanes(a, 0, rows, cols, &mut out);
@@ -393,7 +393,7 @@ mod tests {
         for (rows, cols) in [(1, 32), (128, 64), (200, 96)] {
             let file = file(DType::Q8_0, rows, cols);
             let mut out = vec![0xaa; matrix_bytes(DType::Q8_0, Layout::Neurons, rows, cols).unwrap()];
-            // In two steps, as a reader does.
+            // In two steps, of which the first is whole tiles.
             let (a, b) = file.split_at(file.len().min(TILE * cols / 32 * 34));
             pack(DType::Q8_0, Layout::Neurons, a, 0, rows, cols, &mut out);
             pack(DType::Q8_0, Layout::Neurons, b, TILE, rows, cols, &mut out);

@@ -58,10 +58,10 @@ class GenerationStats(TypedDict):
     """Figures of one generation. Decode is everything after the first token.
 
     expert_cache is what the cache did for all sessions meanwhile, decode_expert_cache what it did during decode.
-    read_bytes_per_token is what decode read from the file, stall_share the share of its time that it waited for that.
+    read_bytes_per_token is what decode read from the file, stall_share the share of its time that it waited for that or rearranged it.
 
     stages has those that took any time: embedding, router, norm, qkv, attention, attention_out, wait (for experts that
-    are still being read), gate_up, down, head. gate and up have bytes of their own; their time is gate_up's.
+    are still being read, and rearranging those that have been), gate_up, down, head. gate and up have bytes of their own; their time is gate_up's.
     head_rows_per_token are the rows of the LM head that decode computed.
     """
 

@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
         "--look-ahead",
         type=float,
         metavar="SHARE",
-        help="share of guesses, half as many as a layer's choices, that are right, 0 to 1 (default: no looking ahead)",
+        help="share of guesses, three for four of a layer's choices, that are right, 0 to 1 (default: no looking ahead)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
