@@ -85,3 +85,38 @@ impl<B> Queue<B> {
         Some(jobs.into_iter().map(|job| job.bytes).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(id: ExpertId) -> impl Iterator<Item = Job<u64>> {
+        (0..2).map(move |piece| Job { id, piece, bytes: piece as u64 })
+    }
+
+    fn ids(queue: &mut Queue<u64>) -> Vec<(usize, usize)> {
+        std::iter::from_fn(|| queue.pop()).map(|job| (job.id.0, job.piece)).collect()
+    }
+
+    #[test]
+    fn what_was_chosen_comes_first_and_then_guesses_of_nearer_layers() {
+        let mut queue = Queue::default();
+        for layer in [7, 4, 9, 5] {
+            queue.push(pieces((layer, 0)), Urgency::Guess);
+        }
+        queue.push(pieces((3, 0)), Urgency::Chosen);
+        assert_eq!(queue.withdraw((5, 0), 2), Some(vec![0, 1]));
+        queue.hurry((9, 0));
+        let expected = [3, 9, 4, 7].into_iter().flat_map(|layer| [(layer, 0), (layer, 1)]);
+        assert_eq!(ids(&mut queue), expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_guess_is_withdrawn_only_as_a_whole() {
+        let mut queue = Queue::default();
+        queue.push(pieces((1, 1)), Urgency::Guess);
+        assert_eq!(queue.pop().map(|job| job.piece), Some(0));
+        assert_eq!(queue.withdraw((1, 1), 2), None);
+        assert_eq!(ids(&mut queue), [(1, 1)]);
+    }
+}
