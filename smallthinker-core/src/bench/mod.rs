@@ -106,7 +106,7 @@ pub struct BenchReport {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StorageReport {
-    /// Bytes per second that as many threads as the model has for it read of experts, in any order, while nothing else
+    /// Bytes per second that as many threads as the model has for it, and slots, read of experts, in any order, while nothing else
     /// is done; the best of one pass after each repetition.
     pub bandwidth: f64,
     /// Tokens per second at which storage alone would be busy all the time: `bandwidth` per

@@ -13,16 +13,6 @@ use crate::{Error, Result};
 /// Experts with their places in the list of those that were asked for.
 type Found = Vec<(usize, Arc<ExpertSlot>)>;
 
-/// What a look at some experts came to.
-enum Look {
-    /// These are here, or one has failed.
-    Done(Result<Found>),
-    /// One is here, but raw.
-    Raw,
-    /// None is here yet.
-    None,
-}
-
 impl ExpertCache {
     /// The expert's weights, waiting for its read if need be. It is not evicted while the `Arc` lives.
     pub(crate) fn acquire(
@@ -46,24 +36,27 @@ impl ExpertCache {
     ) -> Result<Found> {
         let mut waiting_since: Option<Instant> = None;
         loop {
-            let began = Instant::now();
-            if self.arrange(layer, experts, team) {
-                waiting_since.get_or_insert(began);
-            }
             let mut state = self.shared.lock();
-            let (look, loads) = look(&mut state, layer, experts);
-            if let Look::Done(_) = look {
-                state.stats.stall += waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+            if let Some((id, pieces, spare)) = state.take_raw(layer, experts) {
+                drop(state);
+                waiting_since.get_or_insert_with(Instant::now);
+                self.arrange(id, pieces, spare, team);
+                continue;
             }
-            // Nothing comes of a wait before those that read know what to.
-            if loads == 0 && matches!(look, Look::None) && cancel.check().is_ok() {
+            let (found, loads) = look(&mut state, layer, experts);
+            let none = found.as_ref().is_ok_and(Vec::is_empty) && !experts.is_empty();
+            if !none {
+                state.stats.stall += waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+            } else if loads == 0 && cancel.check().is_ok() {
+                // Whatever comes of it is looked at anew.
                 waiting_since.get_or_insert_with(Instant::now);
                 let _ = self.shared.changed.wait_timeout(state, POLL);
                 continue;
             }
             drop(state);
+            // Before a wait: nothing comes of it if those that read don't know what to.
             self.shared.wake_readers(loads);
-            if let Look::Done(found) = look {
+            if !none {
                 return found;
             }
             cancel.check()?;
@@ -71,8 +64,8 @@ impl ExpertCache {
     }
 }
 
-/// Looks for experts of a layer, and starts loading those that are absent. Returns how many that are.
-fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Look, usize) {
+/// Those of a layer's experts that are ready; starts loading those that are absent, and tells how many that are.
+fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Result<Found>, usize) {
     let mut found = Vec::new();
     for (place, &expert) in experts.iter().enumerate() {
         if let Some(Entry::Ready(slot)) = state.entries.get(&(layer, expert)) {
@@ -80,33 +73,26 @@ fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Look, usize) {
             state.acquired((layer, expert));
         }
     }
-    let ids = || experts.iter().map(|&expert| (layer, expert));
-    let raw = ids().any(|id| matches!(state.entries.get(&id), Some(Entry::Raw(_))));
     let mut loads = 0;
     // While those are computed, the others can be read.
-    for id in ids() {
+    for id in experts.iter().map(|&expert| (layer, expert)) {
         match state.entries.get(&id) {
             Some(Entry::Failed(_)) => {
                 if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
-                    return (Look::Done(Err(error)), loads);
+                    return (Err(error), loads);
                 }
             }
             Some(_) => {}
             None => {
-                let urgency = if found.is_empty() && !raw { Urgency::Urgent } else { Urgency::Chosen };
+                let urgency = if found.is_empty() { Urgency::Urgent } else { Urgency::Chosen };
                 if state.load_chosen(id, urgency) {
                     loads += 1;
-                } else if found.is_empty() && !raw && state.loading() == 0 {
+                } else if found.is_empty() && state.loading() == 0 {
                     let message = "all expert slots are held and none is loading".into();
-                    return (Look::Done(Err(Error::Internal { message })), loads);
+                    return (Err(Error::Internal { message }), loads);
                 }
             }
         }
     }
-    let look = match () {
-        _ if !found.is_empty() || experts.is_empty() => Look::Done(Ok(found)),
-        _ if raw => Look::Raw,
-        _ => Look::None,
-    };
-    (look, loads)
+    (Ok(found), loads)
 }

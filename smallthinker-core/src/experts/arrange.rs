@@ -21,17 +21,11 @@ struct Part<'a> {
 }
 
 impl ExpertCache {
-    /// Makes those of a layer's `experts` ready, or failed, that are raw. Returns whether there was any.
-    pub(super) fn arrange(&self, layer: usize, experts: &[usize], team: &Team<'_>) -> bool {
-        let mut any = false;
-        let taken = || self.shared.lock().take_raw(layer, experts);
-        while let Some((id, mut pieces, mut spare)) = taken() {
-            let result = arrange(&self.shared, id, &mut pieces, &mut spare, team);
-            self.shared.lock().arranged(id, pieces, spare, result);
-            self.shared.changed.notify_all();
-            any = true;
-        }
-        any
+    /// Makes an expert that was [taken](super::slot::State::take_raw) ready, or failed.
+    pub(super) fn arrange(&self, id: ExpertId, mut pieces: Slot, mut spare: Slot, team: &Team<'_>) {
+        let result = arrange(&self.shared, id, &mut pieces, &mut spare, team);
+        self.shared.lock().arranged(id, pieces, spare, result);
+        self.shared.changed.notify_all();
     }
 }
 

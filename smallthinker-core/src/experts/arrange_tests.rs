@@ -3,8 +3,8 @@ use std::sync::Arc;
 use super::*;
 use crate::Error;
 use crate::gguf::{Gguf, GgufWriter};
-use crate::model::expert_index::Part;
-use crate::model::hparams::{Gating, Hparams};
+use crate::model::expert_index::{DownLayout, Part};
+use crate::model::hparams::Hparams;
 use crate::pool::Pool;
 use crate::sample::SplitMix64;
 use crate::tensor::DType;
@@ -22,7 +22,7 @@ fn file(dir: &tempfile::TempDir, bad: Option<usize>) -> Gguf {
     let mut w = GgufWriter::new();
     for layer in 0..LAYERS {
         for part in Part::ALL {
-            let (rows, cols) = part.shape(&hparams(), crate::model::expert_index::DownLayout::ByOutput);
+            let (rows, cols) = part.shape(&hparams(), DownLayout::ByOutput);
             let dims = [cols, rows, EXPERTS].map(|n| n as u64);
             w.tensor(&part.tensor(layer), DType::Q4_0, &dims).unwrap();
         }
@@ -45,21 +45,7 @@ fn file(dir: &tempfile::TempDir, bad: Option<usize>) -> Gguf {
 }
 
 fn hparams() -> Hparams {
-    Hparams {
-        n_layers: LAYERS,
-        hidden: HIDDEN,
-        n_heads: 1,
-        n_kv_heads: 1,
-        head_dim: HIDDEN,
-        expert_ffn: FFN,
-        n_experts: EXPERTS,
-        top_k: 1,
-        vocab: 1,
-        context_length: 1,
-        rms_eps: 0.0,
-        gating: Gating::Softmax,
-        attention: Vec::new(),
-    }
+    Hparams::of_experts(LAYERS, HIDDEN, FFN, EXPERTS)
 }
 
 fn cache(gguf: &Gguf, slots: usize, buffered: bool) -> ExpertCache {

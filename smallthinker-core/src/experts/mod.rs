@@ -2,8 +2,8 @@
 //!
 //! With a budget above the size of the bank, the cache simply never evicts: one path for models that fit
 //! and models that don't. A slot's bytes are owned by exactly one party at a time: the free list, the
-//! reader that fills them, the pass that rearranges them, or the cache, which lends them out for reading. So an expert that is not fully
-//! read can't be computed with, by construction.
+//! reader that fills them, the pass that rearranges them, or the cache, which lends them out for reading.
+//! So an expert that is not fully read can't be computed with, by construction.
 //!
 //! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots), `arrange`
 //! (compute threads bring what was read into its layout) and `fetch` (compute threads do both) → this file and `acquire`

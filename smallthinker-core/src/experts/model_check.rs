@@ -12,7 +12,7 @@ use super::*;
 use crate::Error;
 use crate::gguf::{Double, Gguf, GgufWriter};
 use crate::model::expert_index::Part;
-use crate::model::hparams::{Gating, Hparams};
+use crate::model::hparams::Hparams;
 use crate::pool::Pool;
 use crate::tensor::DType;
 
@@ -67,21 +67,7 @@ fn every_order(
     test: impl Fn(Arc<ExpertCache>) + Send + Sync + 'static,
 ) {
     let (gguf, _dir) = file();
-    let h = Hparams {
-        n_layers: LAYERS,
-        hidden: WIDTH,
-        n_heads: 1,
-        n_kv_heads: 1,
-        head_dim: WIDTH,
-        expert_ffn: WIDTH,
-        n_experts: EXPERTS,
-        top_k: 1,
-        vocab: 1,
-        context_length: 1,
-        rms_eps: 0.0,
-        gating: Gating::Softmax,
-        attention: Vec::new(),
-    };
+    let h = Hparams::of_experts(LAYERS, WIDTH, WIDTH, EXPERTS);
     let index = ExpertIndex::new(&gguf, &h).unwrap();
     let mut builder = Builder::new();
     builder.preemption_bound = Some(preemptions);

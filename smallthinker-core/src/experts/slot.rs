@@ -121,6 +121,10 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(slots: usize, index: &ExpertIndex, policy: Box<dyn Policy>) -> Result<State> {
+        // Of the same mapping as the others, whose place it takes in turn.
+        let spares = usize::from(index.spare_bytes() > 0);
+        let mut free = new_slots(slots + spares, index)?;
+        let spare = if spares > 0 { free.pop() } else { None };
         Ok(State {
             entries: HashMap::new(),
             queue: Queue::default(),
@@ -130,8 +134,8 @@ impl State {
             reading: Stopwatch::default(),
             slots,
             resident: 0,
-            free: new_slots(slots, index)?,
-            spare: if index.spare_bytes() > 0 { new_slots(1, index)?.pop() } else { None },
+            free,
+            spare,
             retired: Vec::new(),
             guessed: Vec::new(),
             held: 0,

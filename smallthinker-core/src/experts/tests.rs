@@ -6,7 +6,7 @@ use super::*;
 use crate::Error;
 use crate::gguf::{Gguf, GgufWriter};
 use crate::model::expert_index::Part;
-use crate::model::hparams::{Gating, Hparams};
+use crate::model::hparams::Hparams;
 use crate::pool::Pool;
 use crate::tensor::DType;
 
@@ -58,21 +58,7 @@ impl File {
     }
 
     fn cache_with(&self, slots: usize, policy: CachePolicy) -> ExpertCache {
-        let h = Hparams {
-            n_layers: LAYERS,
-            hidden: HIDDEN,
-            n_heads: 1,
-            n_kv_heads: 1,
-            head_dim: HIDDEN,
-            expert_ffn: FFN,
-            n_experts: EXPERTS,
-            top_k: 1,
-            vocab: 1,
-            context_length: 1,
-            rms_eps: 0.0,
-            gating: Gating::Softmax,
-            attention: Vec::new(),
-        };
+        let h = Hparams::of_experts(LAYERS, HIDDEN, FFN, EXPERTS);
         let index = ExpertIndex::new(&self.gguf, &h).unwrap();
         let options = CacheOptions { slots, least: 1, policy, readers: 2, buffered: false };
         let budget = Budget::new(1 << 20);

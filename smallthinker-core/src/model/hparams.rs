@@ -62,6 +62,26 @@ const GLOBAL_PERIOD: usize = 4;
 const MAX_DIM: u32 = 1 << 20;
 
 impl Hparams {
+    /// For tests of experts by themselves: nothing else of the model has a size.
+    #[cfg(test)]
+    pub(crate) fn of_experts(n_layers: usize, hidden: usize, expert_ffn: usize, n_experts: usize) -> Hparams {
+        Hparams {
+            n_layers,
+            hidden,
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: hidden,
+            expert_ffn,
+            n_experts,
+            top_k: 1,
+            vocab: 1,
+            context_length: 1,
+            rms_eps: 0.0,
+            gating: Gating::Softmax,
+            attention: Vec::new(),
+        }
+    }
+
     /// Reads and checks the metadata. `gating` overrides what the file says or fails to say.
     pub fn from_gguf(gguf: &Gguf, vocab: usize, gating: Option<Gating>) -> Result<Hparams> {
         let path = gguf.path();
