@@ -108,7 +108,7 @@ fn metadata_array<'py>(py: Python<'py>, array: &Array) -> PyResult<Bound<'py, Py
         Array::I32(v) => PyList::new(py, v),
         Array::F32(v) => PyList::new(py, v),
         Array::Bool(v) => PyList::new(py, v),
-        Array::String(v) => PyList::new(py, v),
+        Array::String(v) => PyList::new(py, v.iter()),
         Array::U64(v) => PyList::new(py, v),
         Array::I64(v) => PyList::new(py, v),
         Array::F64(v) => PyList::new(py, v),

@@ -98,12 +98,12 @@ fn metadata_says_what_the_config_says() {
     assert!(!file.require_bool("tokenizer.ggml.add_bos_token").unwrap());
     assert_eq!(file.get("tokenizer.ggml.bos_token_id"), None);
     assert_eq!(file.get("tokenizer.ggml.eos_token_ids"), Some(&Value::Array(Array::U32(vec![257]))));
-    assert_eq!(file.require_str_array("tokenizer.ggml.merges").unwrap(), ["h e"]);
+    assert!(file.require_str_array("tokenizer.ggml.merges").unwrap().iter().eq(["h e"]));
     let tokens = file.require_str_array("tokenizer.ggml.tokens").unwrap();
     let types = file.require_i32_array("tokenizer.ggml.token_type").unwrap();
     assert_eq!((tokens.len(), types.len()), (VOCAB, VOCAB));
     assert_eq!(
-        tokens[255..262],
+        tokens.iter().skip(255).take(7).collect::<Vec<_>>(),
         ["\u{143}", "he", "<|endoftext|>", "<|im_end|>", "<|im_start|>", "<tool>", "[PAD261]"]
     );
     assert_eq!(types[255..262], [1, 1, 3, 3, 3, 4, 5]);
@@ -283,7 +283,7 @@ fn tokenizers_that_are_not_qwen2_are_refused_by_field() {
     let mut fixture = Fixture::new();
     fixture.tokenizer["model"]["merges"] = json!(["h e"]); // the older form
     let (file, _) = fixture.convert(DType::F16).unwrap();
-    assert_eq!(file.require_str_array("tokenizer.ggml.merges").unwrap(), ["h e"]);
+    assert!(file.require_str_array("tokenizer.ggml.merges").unwrap().iter().eq(["h e"]));
 }
 
 #[test]

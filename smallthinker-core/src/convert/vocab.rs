@@ -54,9 +54,9 @@ pub(super) fn metadata(dir: &Path, config: &Config) -> Result<Vec<(&'static str,
     let mut out = vec![
         ("tokenizer.ggml.model", Value::String("gpt2".into())),
         ("tokenizer.ggml.pre", Value::String("qwen2".into())),
-        ("tokenizer.ggml.tokens", Value::Array(Array::String(vocab.tokens))),
+        ("tokenizer.ggml.tokens", Value::Array(Array::String(vocab.tokens.iter().collect()))),
         ("tokenizer.ggml.token_type", Value::Array(Array::I32(vocab.types))),
-        ("tokenizer.ggml.merges", Value::Array(Array::String(merges))),
+        ("tokenizer.ggml.merges", Value::Array(Array::String(merges.iter().collect()))),
     ];
     for (key, id) in [
         ("tokenizer.ggml.bos_token_id", bos),

@@ -98,7 +98,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A length-prefixed UTF-8 string of at most `max` bytes.
-    pub(super) fn string(&mut self, field: &str, max: u64) -> Result<String> {
+    pub(super) fn str(&mut self, field: &str, max: u64) -> Result<&str> {
         let len = self.u64(field)?;
         let room = self.remaining().min(max);
         let n = match usize::try_from(len) {
@@ -108,12 +108,15 @@ impl<'a> Cursor<'a> {
                 return Err(self.malformed(field, format!("string of {len} bytes"), allowed));
             }
         };
-        match std::str::from_utf8(self.take(n, field)?) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(e) => {
-                let found = format!("invalid byte {} of a string", e.valid_up_to());
-                Err(self.malformed(field, found, "UTF-8"))
-            }
-        }
+        self.take(n, field)?;
+        std::str::from_utf8(&self.buf[self.pos - n..self.pos]).map_err(|e| {
+            let found = format!("invalid byte {} of a string", e.valid_up_to());
+            self.malformed(field, found, "UTF-8")
+        })
+    }
+
+    /// The same, copied.
+    pub(super) fn string(&mut self, field: &str, max: u64) -> Result<String> {
+        self.str(field, max).map(str::to_owned)
     }
 }

@@ -1,7 +1,7 @@
 //! Typed access to metadata. Absent keys are `None`; a value of the wrong type or out of range is an error
 //! naming the key, what was found and what is allowed. Integers of any width are taken if they fit.
 
-use super::{Array, Gguf, Value};
+use super::{Array, Gguf, Strings, Value};
 use crate::error::{Error, Result};
 
 impl Gguf {
@@ -41,9 +41,9 @@ impl Gguf {
     }
 
     /// An array of strings.
-    pub fn get_str_array(&self, key: &str) -> Result<Option<&[String]>> {
+    pub fn get_str_array(&self, key: &str) -> Result<Option<&Strings>> {
         self.convert(key, "array of string", |v| match v {
-            Value::Array(Array::String(a)) => Some(a.as_slice()),
+            Value::Array(Array::String(a)) => Some(a),
             _ => None,
         })
     }
@@ -108,7 +108,7 @@ impl Gguf {
     }
 
     /// [`get_str_array`](Gguf::get_str_array), but a missing key is an error.
-    pub fn require_str_array(&self, key: &str) -> Result<&[String]> {
+    pub fn require_str_array(&self, key: &str) -> Result<&Strings> {
         self.require(key, "array of string", self.get_str_array(key)?)
     }
 

@@ -66,7 +66,7 @@ fn reads_what_the_python_package_wrote() {
         ("t.u64", Value::U64((1 << 63) + 1)),
         ("t.i64", Value::I64(-(1 << 62))),
         ("t.f64", Value::F64(1e300)),
-        ("t.strings", Value::Array(Array::String(strings))),
+        ("t.strings", Value::Array(Array::String(strings.iter().collect()))),
         ("t.ints", Value::Array(Array::I32(vec![1, -2, 3]))),
         ("t.floats", Value::Array(Array::F32(vec![0.5, -1.25]))),
         ("t.bools", Value::Array(Array::Bool(vec![true, false, true]))),

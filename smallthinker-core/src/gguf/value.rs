@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::cursor::Cursor;
+use super::strings::Strings;
 use crate::error::Result;
 
 /// Longest string value, in bytes. Real ones (chat templates) have tens of kilobytes.
@@ -41,7 +42,7 @@ pub enum Array {
     I32(Vec<i32>),
     F32(Vec<f32>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Strings),
     U64(Vec<u64>),
     I64(Vec<i64>),
     F64(Vec<f64>),
@@ -190,7 +191,7 @@ impl Array {
             5 => Array::I32(numbers(cursor, key, n, i32::from_le_bytes)?),
             6 => Array::F32(numbers(cursor, key, n, f32::from_le_bytes)?),
             7 => Array::Bool((0..n).map(|_| read_bool(cursor, key)).collect::<Result<_>>()?),
-            8 => Array::String((0..n).map(|_| cursor.string(key, MAX_STRING)).collect::<Result<_>>()?),
+            8 => Array::String(strings(cursor, key, n)?),
             10 => Array::U64(numbers(cursor, key, n, u64::from_le_bytes)?),
             11 => Array::I64(numbers(cursor, key, n, i64::from_le_bytes)?),
             _ => Array::F64(numbers(cursor, key, n, f64::from_le_bytes)?),
@@ -205,6 +206,14 @@ fn numbers<T, const N: usize>(
     from_bytes: fn([u8; N]) -> T,
 ) -> Result<Vec<T>> {
     (0..n).map(|_| cursor.array(key).map(from_bytes)).collect()
+}
+
+fn strings(cursor: &mut Cursor<'_>, key: &str, n: usize) -> Result<Strings> {
+    let mut list = Strings::with_capacity(n);
+    for _ in 0..n {
+        list.push(cursor.str(key, MAX_STRING)?);
+    }
+    Ok(list)
 }
 
 fn read_bool(cursor: &mut Cursor<'_>, key: &str) -> Result<bool> {

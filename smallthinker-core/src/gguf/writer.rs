@@ -352,7 +352,8 @@ mod tests {
             any::<bool>().prop_map(Value::Bool),
             (-1e30f32..1e30).prop_map(Value::F32),
             any::<String>().prop_map(Value::String),
-            prop::collection::vec(any::<String>(), 0..9).prop_map(|v| Value::Array(Array::String(v))),
+            prop::collection::vec(any::<String>(), 0..9)
+                .prop_map(|v| Value::Array(Array::String(v.iter().collect()))),
             prop::collection::vec(any::<i32>(), 0..9).prop_map(|v| Value::Array(Array::I32(v))),
             prop::collection::vec(any::<u16>(), 0..9).prop_map(|v| Value::Array(Array::U16(v))),
         ]

@@ -126,9 +126,9 @@ impl Model {
         let began = Instant::now();
         let kernels = pick_kernels(options.kernels.as_deref())?;
         let (threads, chunk) = (options.resolved_threads()?, options.resolved_chunk()?);
-        let Directory { spec, h, index } = Directory::read(&gguf, options.gating)?;
+        let Directory { tokenizer, h, index } = Directory::read(&gguf, options.gating)?;
         let context_length = options.resolved_context(&h)?;
-        let plan = plan::plan(&gguf, &h, &index, &options)?;
+        let plan = plan::plan(&gguf, &h, &index, tokenizer.memory_bytes(), &options)?;
         warn_below_one_token(&gguf, &plan);
         let budget = Budget::new(plan.budget);
         let lease = budget.lease("weights", plan.fixed())?;
@@ -144,12 +144,11 @@ impl Model {
             }
         };
         // A template that can't be used must not keep the model from continuing plain text.
-        let template = ChatTemplate::new(spec.chat_template.as_deref().unwrap_or(crate::chat::CHATML))
+        let template = ChatTemplate::new(tokenizer.chat_template().unwrap_or(crate::chat::CHATML))
             .map_err(|e| format!("{}: tokenizer.chat_template: {e}", gguf.path().display()));
         if let Err(reason) = &template {
             warn!("{reason}");
         }
-        let tokenizer = Tokenizer::new(spec, gguf.path())?;
         let weights = weights::load(&gguf, &h, &options.cancel, &mut loaded)?;
         let fingerprint = fingerprint(&gguf, &h, &weights);
         let pool = Pool::new(threads)?;
@@ -197,8 +196,8 @@ impl Model {
     /// What a file takes under these options, without loading its weights.
     pub fn plan_for(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Plan> {
         let gguf = Gguf::open(path)?;
-        let Directory { h, index, .. } = Directory::read(&gguf, options.gating)?;
-        plan::plan(&gguf, &h, &index, options)
+        let Directory { tokenizer, h, index } = Directory::read(&gguf, options.gating)?;
+        plan::plan(&gguf, &h, &index, tokenizer.memory_bytes(), options)
     }
 
     /// The plan that this model was loaded with.
@@ -281,9 +280,9 @@ impl fmt::Debug for Model {
     }
 }
 
-/// What the file's directory says, checked.
+/// What the file's header says, checked.
 pub(crate) struct Directory {
-    spec: TokenizerSpec,
+    tokenizer: Tokenizer,
     h: Hparams,
     pub(crate) index: ExpertIndex,
 }
@@ -304,7 +303,8 @@ impl Directory {
         let h = Hparams::from_gguf(gguf, spec.tokens.len(), gating)?;
         refuse_unknown_tensors(gguf, &h)?;
         let index = ExpertIndex::new(gguf, &h)?;
-        Ok(Directory { spec, h, index })
+        let tokenizer = Tokenizer::new(spec, gguf.path())?;
+        Ok(Directory { tokenizer, h, index })
     }
 }
 

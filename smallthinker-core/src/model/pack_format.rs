@@ -71,7 +71,7 @@ pub(crate) fn metadata(index: &ExpertIndex) -> Vec<(String, Value)> {
     ];
     for part in Part::ALL {
         let matrices = || index.layers.iter().map(|l| l.part(part));
-        let types = matrices().map(|m| m.dtype.name().to_owned()).collect();
+        let types = matrices().map(|m| m.dtype.name()).collect();
         out.push((types_key(part), Value::Array(Array::String(types))));
         let shapes = matrices().flat_map(|m| [m.cols as u32, m.rows as u32]).collect();
         out.push((shapes_key(part), Value::Array(Array::U32(shapes))));
@@ -148,7 +148,7 @@ fn read_types(gguf: &Gguf, part: Part, layers: usize) -> Result<Vec<DType>> {
         let found = format!("{} names", names.len());
         return Err(Error::malformed(gguf.path(), key, found, format!("{layers}, one per layer")));
     }
-    let parse = |name: &String| {
+    let parse = |name: &str| {
         let found = DType::ALL.into_iter().find(|dtype| dtype.name() == name);
         let allowed = || DType::ALL.map(DType::name).join(", ");
         found.ok_or_else(|| Error::unsupported(gguf.path(), key.as_str(), name, allowed()))

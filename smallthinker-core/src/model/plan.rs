@@ -109,7 +109,14 @@ fn usable(room: MemoryRoom) -> u64 {
 }
 
 /// Plans for the options' budget. Errors: [`Error::Budget`] below the floor.
-pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &ModelOptions) -> Result<Plan> {
+pub(crate) fn plan(
+    gguf: &Gguf,
+    h: &Hparams,
+    index: &ExpertIndex,
+    tokenizer: usize,
+    options: &ModelOptions,
+) -> Result<Plan> {
+    let tokenizer = tokenizer as u64;
     let (kv, chunk) = (options.kv_type, options.resolved_chunk()?);
     let tied = gguf.tensor("output.weight").is_none();
     let mut resident = 0u64;
@@ -120,7 +127,6 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     let slot = index.slot_bytes as u64;
     let experts = h.n_layers as u64 * h.n_experts as u64;
     let kv_page = (h.n_layers as u64).saturating_mul(KvCache::page_bytes(h, kv));
-    let tokenizer = h.vocab as u64 * TOKENIZER_BYTES_PER_TOKEN;
     let scratch = scratch_bytes(h, chunk, options.resolved_threads()?, options.resolved_context(h)?);
     let kv_full = kv_full_context(h, options.resolved_context(h)?, kv, chunk);
     let lm_head = match options.lm_head {
@@ -161,9 +167,6 @@ pub(crate) fn plan(gguf: &Gguf, h: &Hparams, index: &ExpertIndex, options: &Mode
     };
     plan.with_budget(budget, 0)
 }
-
-/// Measured with the 151,936-token vocabulary: strings, two hash maps and the merge table.
-const TOKENIZER_BYTES_PER_TOKEN: u64 = 400;
 
 /// Upper bound of a session's buffers for chunks of `chunk` positions on `threads` threads, `context` positions in all.
 pub(crate) fn scratch_bytes(h: &Hparams, chunk: usize, threads: usize, context: usize) -> u64 {

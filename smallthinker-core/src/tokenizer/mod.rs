@@ -1,8 +1,7 @@
 //! Text to tokens and back: byte-level BPE with the vocabulary and merges of a GGUF file.
 //!
 //! [`Tokenizer::encode`] cuts special tokens out of the text, splits the rest into words (`split`),
-//! spells each word in the byte-level alphabet (`alphabet`) and merges it (BPE of the `tokenizers`
-//! crate). Text is taken byte for byte, without Unicode normalisation, so decoding gives it back.
+//! and merges the bytes of each word (`bpe`). Text is taken byte for byte, without Unicode normalisation, so decoding gives it back.
 //!
 //! Special tokens are of two kinds. *Control* tokens (types 2 and 3, tokens written `<...>`
 //! that a key such as `eos_token_id` names, and user-defined ones written `<|...|>`) give a conversation its structure;
@@ -11,6 +10,7 @@
 //! recognised, as llama.cpp does.
 
 mod alphabet;
+mod bpe;
 mod spec;
 mod specials;
 mod split;
@@ -24,11 +24,9 @@ pub use stream::DecodeStream;
 
 use std::path::Path;
 
-use tokenizers::Model as _;
-use tokenizers::models::bpe::BPE;
-
 use crate::error::{Error, Result};
 use alphabet::Alphabet;
+use bpe::Bpe;
 use specials::SpecialSet;
 use split::Qwen2Splitter;
 use vocab::{Kind, TokenBytes};
@@ -57,10 +55,8 @@ pub(crate) enum Segment<'t> {
 /// Converts between text and tokens. Immutable; share it between threads.
 #[derive(Debug)]
 pub struct Tokenizer {
-    bpe: BPE,
-    merges: usize,
+    bpe: Bpe,
     splitter: Qwen2Splitter,
-    alphabet: Alphabet,
     bytes: TokenBytes,
     kinds: Vec<Kind>,
     // Recognised in all text, and only under `Specials::Parse`.
@@ -90,25 +86,22 @@ impl Tokenizer {
             }
         }
         let kinds = vocab::kinds(&spec, path)?;
-        let bytes = TokenBytes::new(&spec, &kinds, path)?;
-        let bpe = vocab::bpe_model(&spec, &kinds, path)?;
+        let alphabet = Alphabet::new();
+        let bytes = TokenBytes::new(&spec, &kinds, &alphabet, path)?;
+        let bpe = Bpe::new(&spec, &kinds, &alphabet, path)?;
         let special = |wanted: &'static [Kind]| {
             let tokens = spec.tokens.iter().zip(&kinds).zip(0u32..);
             let chosen = tokens.filter(|((_, kind), _)| wanted.contains(kind));
-            SpecialSet::new(chosen.map(|((text, _), id)| (text.as_str(), id)))
+            SpecialSet::new(chosen.map(|((text, _), id)| (text, id)))
         };
-        let alphabet = Alphabet::new();
-        let has_token = |byte: &u8| bpe.token_to_id(alphabet.char(*byte).encode_utf8(&mut [0; 4])).is_some();
-        let missing_bytes = (0..=255).filter(|b| !has_token(b)).collect();
+        let missing_bytes = (0..=255).filter(|b| !bpe.has(*b)).collect();
         Ok(Tokenizer {
             splitter: Qwen2Splitter::new()?,
             added: special(&[Kind::Added]),
             all_specials: special(&[Kind::Added, Kind::Control]),
             stop_ids: stop_ids(&spec, &kinds),
             missing_bytes,
-            alphabet,
             bpe,
-            merges: spec.merges.len(),
             bytes,
             kinds,
             bos: spec.bos,
@@ -181,13 +174,9 @@ impl Tokenizer {
             let found = format!("byte 0x{byte:02x}");
             return Err(Error::argument("text", found, "bytes that the vocabulary has a token for"));
         }
-        let mut word = String::new();
+        let mut scratch = bpe::Scratch::default();
         for piece in self.splitter.pieces(text) {
-            word.clear();
-            word.extend(piece.bytes().map(|b| self.alphabet.char(b)));
-            let tokens = self.bpe.tokenize(&word);
-            let tokens = tokens.map_err(|e| Error::Internal { message: format!("BPE: {e}") })?;
-            ids.extend(tokens.iter().map(|t| t.id));
+            self.bpe.encode(piece.as_bytes(), &mut scratch, ids);
         }
         Ok(())
     }
@@ -267,16 +256,16 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    /// Bytes of memory in use, estimated: the BPE model does not tell its size.
+    /// Bytes of memory in use.
     pub fn memory_bytes(&self) -> usize {
-        // Per token two strings, each with its heap block and its slot in a hash map at 7/8 load at
-        // most; per merge a slot of 16 bytes. Maps grow by doubling: 4/3 of full on average.
-        let text = 2 * (size_of::<String>() + size_of::<u32>() + 16) * 4 / 3;
-        let merge = 4 * size_of::<u32>() * 4 / 3;
-        self.vocab_size() * (text + size_of::<Kind>())
-            + self.merges * merge
+        let template = self.chat_template.as_ref().map_or(0, String::capacity);
+        let specials = self.added.memory_bytes() + self.all_specials.memory_bytes();
+        self.bpe.memory_bytes()
             + self.bytes.memory_bytes()
-            + 2 * 0x11_0000 / 8
+            + self.kinds.capacity() * size_of::<Kind>()
+            + specials
+            + Qwen2Splitter::BYTES
+            + template
     }
 }
 
@@ -285,7 +274,7 @@ fn stop_ids(spec: &TokenizerSpec, kinds: &[Kind]) -> Vec<u32> {
     let mut ids: Vec<u32> = named.chain(spec.more_eos.iter().copied()).collect();
     let template = spec.chat_template.as_deref().unwrap_or("<|im_end|>");
     for ((text, kind), id) in spec.tokens.iter().zip(kinds).zip(0u32..) {
-        let ends_turn = END_OF_TURN.contains(&text.as_str()) && template.contains(text);
+        let ends_turn = END_OF_TURN.contains(&text) && template.contains(text);
         if *kind == Kind::Control && (ends_turn || text == END_OF_DOCUMENT) {
             ids.push(id);
         }

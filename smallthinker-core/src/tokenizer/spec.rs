@@ -1,7 +1,7 @@
 //! What a file says about its tokenizer.
 
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Strings};
 
 /// The metadata a [`Tokenizer`](super::Tokenizer) is made from, named after the keys
 /// `tokenizer.ggml.*` of a GGUF file.
@@ -12,12 +12,12 @@ pub struct TokenizerSpec {
     /// `pre`: how text is cut before BPE; `qwen2` is the one supported.
     pub pre: String,
     /// `tokens`: the text of each token, in the byte-level alphabet; the index is the id.
-    pub tokens: Vec<String>,
+    pub tokens: Strings,
     /// `token_type` of each token: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
     /// Empty means all normal.
     pub token_types: Vec<i32>,
     /// `merges`, in order of rank: two tokens separated by a space.
-    pub merges: Vec<String>,
+    pub merges: Strings,
     /// `bos_token_id`: begins a sequence.
     pub bos: Option<u32>,
     /// `eos_token_id`: ends a sequence.
@@ -55,9 +55,9 @@ impl TokenizerSpec {
         Ok(TokenizerSpec {
             model: owned(model_key)?.ok_or_else(|| require(model_key, "gpt2"))?,
             pre,
-            tokens: tokens.ok_or_else(|| require(tokens_key, "array of string"))?.to_vec(),
+            tokens: tokens.ok_or_else(|| require(tokens_key, "array of string"))?.clone(),
             token_types: gguf.get_i32_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
-            merges: gguf.get_str_array("tokenizer.ggml.merges")?.unwrap_or_default().to_vec(),
+            merges: gguf.get_str_array("tokenizer.ggml.merges")?.cloned().unwrap_or_default(),
             bos: gguf.get_u32("tokenizer.ggml.bos_token_id")?,
             eos: gguf.get_u32("tokenizer.ggml.eos_token_id")?,
             eot: gguf.get_u32("tokenizer.ggml.eot_token_id")?,

@@ -34,6 +34,14 @@ impl SpecialSet {
         set
     }
 
+    /// Bytes of memory in use, estimated: a hash map is 7/8 full at most, with a byte beside each slot.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let slot = size_of::<((u32, u8), u32)>() + 1;
+        self.children.capacity() * slot * 8 / 7
+            + self.tokens.capacity() * size_of::<Option<u32>>()
+            + self.first.capacity()
+    }
+
     /// The first special token of `text`: byte range and id.
     pub(super) fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
         let bytes = text.as_bytes();

@@ -6,12 +6,12 @@
 //! (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 //! ```
 
-use tokenizers::utils::SysRegex;
+use regex_syntax::hir::{Class, HirKind};
 
 use crate::error::{Error, Result};
 
 /// Cuts text into pieces; holds the letters and numbers (Unicode categories L and N). `std` has no test
-/// for L, and both must come from one version of Unicode, so the regex engine of `tokenizers` is asked.
+/// for L, and both must come from one version of Unicode, so the tables of `regex-syntax` are asked.
 #[derive(Debug)]
 pub(super) struct Qwen2Splitter {
     letters: CharSet,
@@ -23,15 +23,19 @@ pub(super) struct Qwen2Splitter {
 struct CharSet(Vec<u64>);
 
 impl CharSet {
-    /// The characters of `from` that match the class `pattern`.
-    fn new(pattern: &str, from: &str) -> Result<Self> {
-        let pattern = SysRegex::new(pattern)
-            .map_err(|e| Error::Internal { message: format!("character class {pattern}: {e}") })?;
-        let mut bits = vec![0u64; 0x11_0000 / 64];
-        for (start, end) in pattern.find_iter(from) {
-            for c in from[start..end].chars() {
-                bits[c as usize / 64] |= 1 << (c as usize % 64);
-            }
+    const WORDS: usize = 0x11_0000 / 64;
+
+    /// The characters of the class `pattern`.
+    fn new(pattern: &str) -> Result<Self> {
+        let internal =
+            |reason: String| Error::Internal { message: format!("character class {pattern}: {reason}") };
+        let hir = regex_syntax::parse(pattern).map_err(|e| internal(e.to_string()))?;
+        let HirKind::Class(Class::Unicode(class)) = hir.kind() else {
+            return Err(internal("not a class".to_owned()));
+        };
+        let mut bits = vec![0u64; CharSet::WORDS];
+        for c in class.iter().flat_map(|range| range.start()..=range.end()) {
+            bits[c as usize / 64] |= 1 << (c as usize % 64);
         }
         Ok(CharSet(bits))
     }
@@ -43,14 +47,11 @@ impl CharSet {
 
 impl Qwen2Splitter {
     pub(super) fn new() -> Result<Self> {
-        // Letters are alphabetic, so it is enough to ask about those.
-        let alphabetic: String = ('\0'..=char::MAX).filter(|c| c.is_alphabetic()).collect();
-        let numeric: String = ('\0'..=char::MAX).filter(|c| c.is_numeric()).collect();
-        Ok(Qwen2Splitter {
-            letters: CharSet::new(r"\p{L}+", &alphabetic)?,
-            numbers: CharSet::new(r"\p{N}+", &numeric)?,
-        })
+        Ok(Qwen2Splitter { letters: CharSet::new(r"\p{L}")?, numbers: CharSet::new(r"\p{N}")? })
     }
+
+    /// Bytes that a splitter takes.
+    pub(super) const BYTES: usize = 2 * CharSet::WORDS * size_of::<u64>();
 
     /// The pieces of `text`, in order; joined they are `text`.
     pub(super) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
@@ -137,6 +138,7 @@ fn contraction(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokenizers::utils::SysRegex;
 
     use super::*;
 

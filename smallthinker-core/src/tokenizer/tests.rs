@@ -6,13 +6,14 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::gguf::Strings;
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("testdata/tiny.json")).unwrap()
 }
 
-fn strings(value: &Value) -> Vec<String> {
-    value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
+fn strings(value: &Value) -> Strings {
+    value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -35,6 +36,11 @@ pub(crate) fn tiny_spec() -> TokenizerSpec {
         eos: token("<|im_end|>"),
         ..TokenizerSpec::default()
     }
+}
+
+/// `strings` with another one at `at`.
+fn with(strings: &Strings, at: usize, string: &str) -> Strings {
+    strings.iter().enumerate().map(|(i, s)| if i == at { string } else { s }).collect()
 }
 
 fn build(spec: TokenizerSpec) -> Result<Tokenizer> {
@@ -102,7 +108,7 @@ fn turn_tokens_of_the_wrong_type_stay_out_of_text() {
     assert!(!tokenizer.encode("<|im_end|>", Specials::Text).unwrap().contains(&end));
     spec.token_types.clear();
     // Without types, the second filler token is a duplicate.
-    spec.tokens.pop();
+    spec.tokens = spec.tokens.iter().take(spec.tokens.len() - 1).collect();
     let tokenizer = build(spec).unwrap();
     assert_eq!(tokenizer.encode("<|im_end|>", Specials::Parse).unwrap(), [end]);
 }
@@ -110,7 +116,7 @@ fn turn_tokens_of_the_wrong_type_stay_out_of_text() {
 #[test]
 fn a_byte_without_token_is_an_error() {
     let mut spec = tiny_spec();
-    spec.tokens[usize::from(b'q')] = "unreachable".into();
+    spec.tokens = with(&spec.tokens, usize::from(b'q'), "unreachable");
     let tokenizer = build(spec).unwrap();
     assert!(tokenizer.encode("hello", Specials::Text).is_ok());
     assert!(tokenizer.encode("q", Specials::Text).unwrap_err().to_string().contains("0x71"));
@@ -126,19 +132,19 @@ fn damaged_vocabularies_are_errors_that_name_the_key() {
     };
     check("tokenizer.ggml.model", &|s| s.model = "llama".into());
     check("tokenizer.ggml.pre", &|s| s.pre = "default".into());
-    check("tokenizer.ggml.tokens", &|s| s.tokens.clear());
-    check("tokenizer.ggml.tokens[66]", &|s| s.tokens[66] = "A".into());
+    check("tokenizer.ggml.tokens", &|s| s.tokens = Strings::default());
+    check("tokenizer.ggml.tokens[66]", &|s| s.tokens = with(&s.tokens, 66, "A"));
     check("tokenizer.ggml.token_type", &|s| s.token_types.truncate(9));
     check("tokenizer.ggml.token_type[3]", &|s| s.token_types[3] = 7);
     check("tokenizer.ggml.token_type[3]", &|s| s.token_types[3] = -1);
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = "he".into());
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = " ll".into());
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = "he l l".into());
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = "he zz".into());
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = "he he".into());
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = s.merges[0].clone());
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "he"));
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, " ll"));
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "he l l"));
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "he zz"));
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "he he"));
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, s.merges.get(0).unwrap()));
     // A merge may not produce a control token: text would become one.
-    check("tokenizer.ggml.merges[2]", &|s| s.merges[2] = "<|im_ end|>".into());
+    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "<|im_ end|>"));
     check("tokenizer.ggml.bos_token_id", &|s| s.bos = Some(9999));
     check("tokenizer.ggml.eot_token_id", &|s| s.eot = Some(u32::MAX));
     check("tokenizer.ggml.eos_token_ids", &|s| s.more_eos = vec![1, 9999]);
@@ -169,6 +175,7 @@ proptest! {
         text in "[ab<|> ]{0,12}",
     ) {
         let (model, pre) = ("gpt2".to_owned(), "qwen2".to_owned());
+        let (tokens, merges) = (tokens.iter().collect(), merges.iter().collect());
         let spec = TokenizerSpec { model, pre, tokens, merges, token_types, eos, ..TokenizerSpec::default() };
         if let Ok(tokenizer) = build(spec) {
             let _ = tokenizer.encode(&text, Specials::Parse);

@@ -1,17 +1,14 @@
-//! The checked vocabulary: kinds, bytes and the BPE model, built from a [`TokenizerSpec`].
+//! The checked vocabulary: kinds and bytes of its tokens, built from a [`TokenizerSpec`].
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
-
-use tokenizers::models::bpe;
 
 use super::TokenizerSpec;
 use super::alphabet::Alphabet;
 use crate::error::{Error, Result};
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
 /// What a token is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +69,15 @@ pub(super) struct TokenBytes {
 }
 
 impl TokenBytes {
-    pub(super) fn new(spec: &TokenizerSpec, kinds: &[Kind], path: &Path) -> Result<Self> {
-        let alphabet = Alphabet::new();
-        let mut table = TokenBytes { bytes: Vec::new(), ends: Vec::with_capacity(kinds.len()) };
+    pub(super) fn new(
+        spec: &TokenizerSpec,
+        kinds: &[Kind],
+        alphabet: &Alphabet,
+        path: &Path,
+    ) -> Result<Self> {
+        // In the byte-level alphabet, text is no shorter than its bytes.
+        let bytes = Vec::with_capacity(spec.tokens.text_bytes());
+        let mut table = TokenBytes { bytes, ends: Vec::with_capacity(kinds.len()) };
         for (text, kind) in spec.tokens.iter().zip(kinds) {
             match kind {
                 Kind::Text => alphabet.append_bytes(text, &mut table.bytes),
@@ -84,6 +87,7 @@ impl TokenBytes {
             let end = u32::try_from(table.bytes.len());
             table.ends.push(end.map_err(|_| Error::malformed(path, TOKENS, "over 4 GiB of text", "less"))?);
         }
+        table.bytes.shrink_to_fit();
         Ok(table)
     }
 
@@ -101,50 +105,4 @@ impl TokenBytes {
     pub(super) fn memory_bytes(&self) -> usize {
         self.bytes.capacity() + self.ends.capacity() * size_of::<u32>()
     }
-}
-
-/// The BPE model of the text tokens. Control and unused tokens are not in it, so that no sequence of
-/// merges can produce one.
-pub(super) fn bpe_model(spec: &TokenizerSpec, kinds: &[Kind], path: &Path) -> Result<bpe::BPE> {
-    let mut seen: HashMap<&str, usize> = HashMap::with_capacity(kinds.len());
-    let mut vocab = bpe::Vocab::default();
-    for (id, (text, kind)) in spec.tokens.iter().zip(kinds).enumerate() {
-        if *kind == Kind::Unused {
-            continue;
-        }
-        if let Some(first) = seen.insert(text, id) {
-            let found = format!("{text:?}, the same as token {first}");
-            return Err(Error::malformed(path, format!("{TOKENS}[{id}]"), found, "distinct tokens"));
-        }
-        if *kind != Kind::Control {
-            vocab.insert(text.clone(), id as u32);
-        }
-    }
-    let mut pairs: HashSet<&str> = HashSet::with_capacity(spec.merges.len());
-    let mut merges = Vec::with_capacity(spec.merges.len());
-    for (rank, merge) in spec.merges.iter().enumerate() {
-        let malformed = |found: String, allowed: &str| {
-            Err(Error::malformed(path, format!("{MERGES}[{rank}]"), found, allowed))
-        };
-        let parts = merge.split_once(' ');
-        let Some((left, right)) = parts.filter(|(l, r)| !l.is_empty() && !r.is_empty() && !r.contains(' '))
-        else {
-            return malformed(format!("{merge:?}"), "two tokens separated by one space");
-        };
-        if !pairs.insert(merge) {
-            return malformed(format!("{merge:?} again"), "distinct merges");
-        }
-        merges.push((left.to_owned(), right.to_owned()));
-    }
-    bpe::BPE::builder().vocab_and_merges(vocab, merges).build().map_err(|e| {
-        // The builder refuses a merge of unknown tokens; which one is worth finding out only now.
-        let known = |t: &str| seen.get(t).is_some_and(|&id| kinds[id] != Kind::Control);
-        let bad = spec.merges.iter().enumerate().find(|(_, merge)| {
-            let (left, right) = merge.split_once(' ').unwrap_or_default();
-            !(known(left) && known(right) && known(&format!("{left}{right}")))
-        });
-        let (field, merge) = bad.map_or((MERGES.to_owned(), ""), |(i, m)| (format!("{MERGES}[{i}]"), m));
-        let allowed = "merges of text tokens into a text token of tokenizer.ggml.tokens";
-        Error::malformed(path, field, format!("{merge:?} ({e})"), allowed)
-    })
 }

@@ -5,7 +5,7 @@ mod naive;
 
 use std::path::{Path, PathBuf};
 
-use smallthinker_core::gguf::{Array, GgufWriter, Value};
+use smallthinker_core::gguf::{Array, GgufWriter, Strings, Value};
 use smallthinker_core::tensor::{DType, quantize};
 use smallthinker_core::{Model, ModelOptions};
 
@@ -135,8 +135,8 @@ fn metadata(s: &Spec, w: &mut GgufWriter) {
     put("smallthinker.rope.freq_base", Value::F32(10_000.0));
     put("tokenizer.ggml.model", Value::String("gpt2".into()));
     put("tokenizer.ggml.pre", Value::String("qwen2".into()));
-    put("tokenizer.ggml.tokens", Value::Array(Array::String(vocabulary())));
-    put("tokenizer.ggml.merges", Value::Array(Array::String(Vec::new())));
+    put("tokenizer.ggml.tokens", Value::Array(Array::String(vocabulary().iter().collect())));
+    put("tokenizer.ggml.merges", Value::Array(Array::String(Strings::default())));
     let types = (0..VOCAB).map(|i| if i < 256 { 1 } else { 3 }).collect();
     put("tokenizer.ggml.token_type", Value::Array(Array::I32(types)));
     put("tokenizer.ggml.eos_token_id", Value::U32(258));
