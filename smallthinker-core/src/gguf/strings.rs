@@ -1,9 +1,11 @@
 //! Many strings in two allocations.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A list of strings, stored one after the other. A vocabulary has hundreds of thousands of them: as a `String` each they
-/// would take several times their bytes, in blocks so small that an allocator does not give them back to the system.
+/// would take several times their bytes, in blocks so small that an allocator does not give them back to the system. Clones
+/// share them.
 ///
 /// ```
 /// use smallthinker_core::gguf::Strings;
@@ -12,7 +14,10 @@ use std::fmt;
 /// assert_eq!(strings.iter().collect::<String>(), "abc");
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Strings {
+pub struct Strings(Arc<Inner>);
+
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Inner {
     text: String,
     /// Where each string ends in `text`.
     ends: Vec<usize>,
@@ -21,41 +26,42 @@ pub struct Strings {
 impl Strings {
     /// An empty list with room for `n` strings; their text makes room for itself.
     pub fn with_capacity(n: usize) -> Self {
-        Strings { text: String::new(), ends: Vec::with_capacity(n) }
+        Strings(Arc::new(Inner { text: String::new(), ends: Vec::with_capacity(n) }))
     }
 
-    /// Appends a string.
+    /// Appends a string; a list that has clones is copied first.
     pub fn push(&mut self, string: &str) {
-        self.text.push_str(string);
-        self.ends.push(self.text.len());
+        let inner = Arc::make_mut(&mut self.0);
+        inner.text.push_str(string);
+        inner.ends.push(inner.text.len());
     }
 
     /// Number of strings.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.0.ends.len()
     }
 
     /// Whether there are no strings.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.0.ends.is_empty()
     }
 
     /// String `index`, if there are that many.
     pub fn get(&self, index: usize) -> Option<&str> {
-        let end = *self.ends.get(index)?;
-        let start = if index == 0 { 0 } else { *self.ends.get(index - 1)? };
-        self.text.get(start..end)
+        let end = *self.0.ends.get(index)?;
+        let start = if index == 0 { 0 } else { *self.0.ends.get(index - 1)? };
+        self.0.text.get(start..end)
     }
 
     /// The strings in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         let mut start = 0;
-        self.ends.iter().map(move |&end| &self.text[std::mem::replace(&mut start, end)..end])
+        self.0.ends.iter().map(move |&end| &self.0.text[std::mem::replace(&mut start, end)..end])
     }
 
     /// Bytes of all strings together.
     pub fn text_bytes(&self) -> usize {
-        self.text.len()
+        self.0.text.len()
     }
 }
 
@@ -91,6 +97,10 @@ mod tests {
             }
             prop_assert_eq!(list.text_bytes(), strings.iter().map(String::len).sum::<usize>());
             prop_assert_eq!(format!("{list:?}"), format!("{strings:?}"));
+            let mut more = list.clone();
+            more.push("x");
+            prop_assert_eq!((list.len(), more.len()), (strings.len(), strings.len() + 1));
+            prop_assert!(list == strings.iter().collect() && more != list);
         }
     }
 }
