@@ -34,7 +34,8 @@ pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
 pub(super) fn store_sums(sums: &[Outputs; 8], out: &mut [f32; TILE]) {
     for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let add = |a, b| _mm256_add_ps(a, b);
-        let [a, b, c, d, e, f, g, h] = sums.map(|s| s[i]);
+        // Not `sums.map`, which copies all of them first.
+        let [a, b, c, d, e, f, g, h] = std::array::from_fn(|n| sums[n][i]);
         store_f32(out, add(add(add(a, e), add(c, g)), add(add(b, f), add(d, h))));
     }
 }

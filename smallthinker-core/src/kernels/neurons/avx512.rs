@@ -24,7 +24,8 @@ pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
     }
     for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let add = |a, b| _mm512_add_ps(a, b);
-        let [a, b, c, d, e, f, g, h] = sums.map(|s| s[i]);
+        // Not `sums.map`, which copies all of them first.
+        let [a, b, c, d, e, f, g, h] = std::array::from_fn(|n| sums[n][i]);
         let sum = add(add(add(a, e), add(c, g)), add(add(b, f), add(d, h)));
         // SAFETY: room for sixteen floats; the store needs no alignment.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };

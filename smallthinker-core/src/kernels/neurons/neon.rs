@@ -21,7 +21,8 @@ pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
     }
     for (i, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         let add = |a, b| vaddq_f32(a, b);
-        let [a, b, c, d, e, f, g, h] = sums.map(|s| s[i]);
+        // Not `sums.map`, which copies all of them first.
+        let [a, b, c, d, e, f, g, h] = std::array::from_fn(|n| sums[n][i]);
         store_four(out, add(add(add(a, e), add(c, g)), add(add(b, f), add(d, h))));
     }
 }
