@@ -272,7 +272,7 @@ typedef struct st_plan {
     uint64_t budget;
     /// Dense weights, always in memory.
     uint64_t resident;
-    /// Vocabulary and merges (an estimate).
+    /// Vocabulary and merges.
     uint64_t tokenizer;
     /// Buffers of one session.
     uint64_t scratch;

@@ -30,7 +30,7 @@ pub struct st_plan {
     pub budget: u64,
     /// Dense weights, always in memory.
     pub resident: u64,
-    /// Vocabulary and merges (an estimate).
+    /// Vocabulary and merges.
     pub tokenizer: u64,
     /// Buffers of one session.
     pub scratch: u64,

@@ -25,7 +25,7 @@ pub struct Plan {
     pub resident: u64,
     /// What the sparse LM head holds besides the head; 0 with the full head.
     pub lm_head: u64,
-    /// Vocabulary and merges (an estimate).
+    /// Vocabulary and merges.
     pub tokenizer: u64,
     /// Buffers of one session.
     pub scratch: u64,
