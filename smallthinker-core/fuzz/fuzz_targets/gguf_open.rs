@@ -9,6 +9,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use smallthinker_core::gguf::Gguf;
+use smallthinker_core::tokenizer::{Specials, Tokenizer, TokenizerSpec};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(file) = Gguf::from_bytes(data.to_vec()) else { return };
@@ -16,6 +17,12 @@ fuzz_target!(|data: &[u8]| {
         let _ = (file.get_u32(key), file.get_f32(key), file.get_str(key));
         let _ = (file.get_i32_array(key), file.get_str_array(key));
         assert!(!value.to_string().is_empty());
+    }
+    let tokenizer = TokenizerSpec::from_gguf(&file).and_then(|spec| Tokenizer::new(spec, file.path()));
+    if let Ok(tokenizer) = tokenizer
+        && let Ok(ids) = tokenizer.encode("Hello, <|im_end|>", Specials::Parse)
+    {
+        tokenizer.decode(&ids, false).expect("its own tokens");
     }
     for tensor in file.tensors() {
         assert_eq!(tensor.rows() * tensor.cols(), tensor.n_elements());

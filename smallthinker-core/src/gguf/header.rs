@@ -33,6 +33,14 @@ impl Metadata {
         self.index.get(key).and_then(|&i| self.entries.get(i)).map(|(_, v)| v)
     }
 
+    /// Forgets an entry.
+    pub(super) fn remove(&mut self, key: &str) {
+        if let Some(at) = self.index.remove(key) {
+            self.entries.remove(at);
+            self.index.values_mut().filter(|i| **i > at).for_each(|i| *i -= 1);
+        }
+    }
+
     /// Appends an entry; false if the key is there already.
     fn insert(&mut self, key: String, value: Value) -> bool {
         if self.index.contains_key(&key) {
@@ -101,5 +109,27 @@ fn alignment(cursor: &Cursor<'_>, metadata: &Metadata) -> Result<u64> {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::U32(a)) if a.is_power_of_two() => Ok(u64::from(*a)),
         Some(other) => Err(cursor.malformed(ALIGNMENT_KEY, other, "u32, a power of two")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_is_gone_and_the_rest_stays() {
+        let mut metadata = Metadata::default();
+        for (i, key) in ["a", "b", "c"].into_iter().enumerate() {
+            assert!(metadata.insert(key.to_owned(), Value::U32(i as u32)));
+        }
+        metadata.remove("b");
+        metadata.remove("nowhere");
+        assert_eq!(
+            ["a", "b", "c"].map(|k| metadata.get(k).cloned()),
+            [Some(Value::U32(0)), None, Some(Value::U32(2))]
+        );
+        assert_eq!(metadata.entries.len(), 2);
+        assert!(metadata.insert("b".to_owned(), Value::U32(3)));
+        assert_eq!(metadata.get("b"), Some(&Value::U32(3)));
     }
 }

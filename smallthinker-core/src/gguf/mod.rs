@@ -173,6 +173,11 @@ impl Gguf {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
     }
 
+    /// Forgets the value of a key, and with it its memory.
+    pub(crate) fn forget(&mut self, key: &str) {
+        self.metadata.remove(key);
+    }
+
     /// The same model, read from another source.
     #[cfg(test)]
     pub(crate) fn with_source(self, source: Source) -> Gguf {

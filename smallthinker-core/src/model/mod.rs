@@ -122,11 +122,12 @@ impl Model {
         Model::open_gguf(Gguf::open(path)?, options)
     }
 
-    pub(crate) fn open_gguf(gguf: Gguf, mut options: ModelOptions) -> Result<Model> {
+    pub(crate) fn open_gguf(mut gguf: Gguf, mut options: ModelOptions) -> Result<Model> {
         let began = Instant::now();
         let kernels = pick_kernels(options.kernels.as_deref())?;
         let (threads, chunk) = (options.resolved_threads()?, options.resolved_chunk()?);
         let Directory { tokenizer, h, index } = Directory::read(&gguf, options.gating)?;
+        TokenizerSpec::forget_arrays(&mut gguf);
         let context_length = options.resolved_context(&h)?;
         let plan = plan::plan(&gguf, &h, &index, tokenizer.memory_bytes(), &options)?;
         warn_below_one_token(&gguf, &plan);

@@ -90,9 +90,8 @@ impl Tokenizer {
         let bytes = TokenBytes::new(&spec, &kinds, &alphabet, path)?;
         let bpe = Bpe::new(&spec, &kinds, &alphabet, path)?;
         let special = |wanted: &'static [Kind]| {
-            let tokens = spec.tokens.iter().zip(&kinds).zip(0u32..);
-            let chosen = tokens.filter(|((_, kind), _)| wanted.contains(kind));
-            SpecialSet::new(chosen.map(|((text, _), id)| (text, id)))
+            let chosen = kinds.iter().zip(0u32..).filter(|(kind, _)| wanted.contains(kind));
+            SpecialSet::new(chosen.map(|(_, id)| id), &bytes)
         };
         let missing_bytes = (0..=255).filter(|b| !bpe.has(*b)).collect();
         Ok(Tokenizer {
@@ -146,7 +145,7 @@ impl Tokenizer {
             if rest.is_empty() {
                 return None;
             }
-            let (start, end, id) = match set.find(rest) {
+            let (start, end, id) = match set.find(rest, &self.bytes) {
                 Some((start, end, id)) => (start, end, Some(id)),
                 None => (rest.len(), rest.len(), None),
             };
@@ -218,7 +217,7 @@ impl Tokenizer {
 
     /// The control or added token written exactly `text`.
     pub fn special_id(&self, text: &str) -> Option<u32> {
-        match self.all_specials.find(text) {
+        match self.all_specials.find(text, &self.bytes) {
             Some((0, end, id)) if end == text.len() => Some(id),
             _ => None,
         }
@@ -260,11 +259,14 @@ impl Tokenizer {
     pub fn memory_bytes(&self) -> usize {
         let template = self.chat_template.as_ref().map_or(0, String::capacity);
         let specials = self.added.memory_bytes() + self.all_specials.memory_bytes();
-        self.bpe.memory_bytes()
+        size_of::<Self>()
+            + self.bpe.memory_bytes()
             + self.bytes.memory_bytes()
             + self.kinds.capacity() * size_of::<Kind>()
             + specials
-            + Qwen2Splitter::BYTES
+            + Qwen2Splitter::HEAP_BYTES
+            + self.missing_bytes.capacity()
+            + self.stop_ids.capacity() * size_of::<u32>()
             + template
     }
 }

@@ -1,5 +1,6 @@
 //! What a file says about its tokenizer.
 
+use super::vocab::{MERGES, TOKENS, TYPES};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Strings};
 
@@ -46,18 +47,17 @@ impl TokenizerSpec {
         let require = |key: &str, allowed: &str| Error::malformed(gguf.path(), key, "no such key", allowed);
         let owned = |key: &str| -> Result<Option<String>> { Ok(gguf.get_str(key)?.map(str::to_owned)) };
         let model_key = "tokenizer.ggml.model";
-        let tokens_key = "tokenizer.ggml.tokens";
         let pre = owned("tokenizer.ggml.pre")?.unwrap_or_else(|| {
             log::warn!("{}: no tokenizer.ggml.pre, taking qwen2", gguf.path().display());
             "qwen2".to_owned()
         });
-        let tokens = gguf.get_str_array(tokens_key)?;
+        let tokens = gguf.get_str_array(TOKENS)?;
         Ok(TokenizerSpec {
             model: owned(model_key)?.ok_or_else(|| require(model_key, "gpt2"))?,
             pre,
-            tokens: tokens.ok_or_else(|| require(tokens_key, "array of string"))?.clone(),
-            token_types: gguf.get_i32_array("tokenizer.ggml.token_type")?.unwrap_or_default(),
-            merges: gguf.get_str_array("tokenizer.ggml.merges")?.cloned().unwrap_or_default(),
+            tokens: tokens.ok_or_else(|| require(TOKENS, "array of string"))?.clone(),
+            token_types: gguf.get_i32_array(TYPES)?.unwrap_or_default(),
+            merges: gguf.get_str_array(MERGES)?.cloned().unwrap_or_default(),
             bos: gguf.get_u32("tokenizer.ggml.bos_token_id")?,
             eos: gguf.get_u32("tokenizer.ggml.eos_token_id")?,
             eot: gguf.get_u32("tokenizer.ggml.eot_token_id")?,
@@ -67,6 +67,11 @@ impl TokenizerSpec {
             add_bos: gguf.get_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
             chat_template: owned("tokenizer.chat_template")?,
         })
+    }
+
+    /// Lets go of the vocabulary's arrays in a file's metadata: megabytes that no one asks for once there is a tokenizer.
+    pub(crate) fn forget_arrays(gguf: &mut Gguf) {
+        [TOKENS, TYPES, MERGES].iter().for_each(|key| gguf.forget(key));
     }
 
     /// Every id that a key names, with the key.

@@ -1,53 +1,39 @@
 //! Finds special tokens in text: leftmost first, the longest among those that start at one place.
 
-use std::collections::HashMap;
+use super::vocab::TokenBytes;
 
-/// A set of special tokens as a byte trie. A lookup costs at most the length of the longest token at
-/// each byte of the text, whatever the number of tokens.
-#[derive(Debug, Default)]
+/// A set of special tokens. Their texts are those of the vocabulary, which every lookup is given. At each byte of the
+/// text it costs at most a binary search for each byte of the longest token.
+#[derive(Debug)]
 pub(super) struct SpecialSet {
-    // (node, byte) → child; node 0 is the root.
-    children: HashMap<(u32, u8), u32>,
-    // Token that ends at each node.
-    tokens: Vec<Option<u32>>,
-    // Bytes that begin some token, to pass over ordinary text quickly.
-    first: Vec<bool>,
+    /// Ascending by text; none is empty, which would be found everywhere.
+    ids: Vec<u32>,
+    /// Bytes that begin some token, to pass over ordinary text quickly.
+    first: [bool; 256],
 }
 
 impl SpecialSet {
-    pub(super) fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32)>) -> Self {
-        let mut set = SpecialSet { children: HashMap::new(), tokens: vec![None], first: vec![false; 256] };
-        for (text, id) in tokens {
-            let mut node = 0;
-            for &byte in text.as_bytes() {
-                node = *set.children.entry((node, byte)).or_insert_with(|| {
-                    set.tokens.push(None);
-                    (set.tokens.len() - 1) as u32
-                });
-            }
-            // An empty token would be found everywhere.
-            if node != 0 {
-                set.tokens[node as usize] = Some(id);
-                set.first[usize::from(text.as_bytes()[0])] = true;
-            }
-        }
-        set
+    pub(super) fn new(ids: impl Iterator<Item = u32>, texts: &TokenBytes) -> Self {
+        let mut first = [false; 256];
+        let text = |id: &u32| texts.get(*id).unwrap_or_default();
+        let mut ids: Vec<u32> = ids.filter(|id| !text(id).is_empty()).collect();
+        ids.sort_unstable_by_key(|id| text(id));
+        ids.shrink_to_fit();
+        ids.iter().for_each(|id| first[usize::from(text(id)[0])] = true);
+        SpecialSet { ids, first }
     }
 
-    /// Bytes of memory in use, estimated: a hash map is 7/8 full at most, with a byte beside each slot.
+    /// Bytes in use besides the struct itself.
     pub(super) fn memory_bytes(&self) -> usize {
-        let slot = size_of::<((u32, u8), u32)>() + 1;
-        self.children.capacity() * slot * 8 / 7
-            + self.tokens.capacity() * size_of::<Option<u32>>()
-            + self.first.capacity()
+        self.ids.capacity() * size_of::<u32>()
     }
 
     /// The first special token of `text`: byte range and id.
-    pub(super) fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
+    pub(super) fn find(&self, text: &str, texts: &TokenBytes) -> Option<(usize, usize, u32)> {
         let bytes = text.as_bytes();
         for start in 0..bytes.len() {
             if self.first[usize::from(bytes[start])]
-                && let Some((len, id)) = self.longest_at(&bytes[start..])
+                && let Some((len, id)) = self.longest_at(&bytes[start..], texts)
             {
                 return Some((start, start + len, id));
             }
@@ -55,16 +41,18 @@ impl SpecialSet {
         None
     }
 
-    fn longest_at(&self, bytes: &[u8]) -> Option<(usize, u32)> {
-        let mut node = 0;
+    fn longest_at(&self, bytes: &[u8], texts: &TokenBytes) -> Option<(usize, u32)> {
+        let text = |id: &u32| texts.get(*id).unwrap_or_default();
+        // Those that begin as `bytes` does, a byte more in each round; the shortest of them comes first.
+        let mut same = &self.ids[..];
         let mut best = None;
         for (i, &byte) in bytes.iter().enumerate() {
-            match self.children.get(&(node, byte)) {
-                Some(&child) => node = child,
-                None => break,
-            }
-            if let Some(id) = self.tokens[node as usize] {
-                best = Some((i + 1, id));
+            let from = same.partition_point(|id| text(id).get(i) < Some(&byte));
+            let to = same.partition_point(|id| text(id).get(i) <= Some(&byte));
+            same = &same[from..to];
+            let Some(shortest) = same.first() else { break };
+            if text(shortest).len() == i + 1 {
+                best = Some((i + 1, *shortest));
             }
         }
         best
@@ -73,17 +61,38 @@ impl SpecialSet {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::alphabet::Alphabet;
+    use super::super::vocab::Kind;
     use super::*;
+    use crate::tokenizer::TokenizerSpec;
+
+    /// A text, and what is found in it.
+    type Case<'t> = (&'t str, Option<(usize, usize, u32)>);
+
+    fn check(tokens: &[&str], cases: &[Case<'_>]) {
+        let spec = TokenizerSpec { tokens: tokens.iter().collect(), ..TokenizerSpec::default() };
+        let kinds = vec![Kind::Added; tokens.len()];
+        let texts = TokenBytes::new(&spec, &kinds, &Alphabet::new(), Path::new("m.gguf")).unwrap();
+        let set = SpecialSet::new(0..tokens.len() as u32, &texts);
+        for (text, found) in cases {
+            assert_eq!(set.find(text, &texts), *found, "{text:?}");
+        }
+    }
 
     #[test]
     fn leftmost_then_longest() {
-        let tokens = ["<|a|>", "<|a|>b", "<", "é", ""];
-        let set = SpecialSet::new(tokens.into_iter().zip(0..));
-        assert_eq!(set.find("x<|a|>c"), Some((1, 6, 0)));
-        assert_eq!(set.find("x<|a|>b"), Some((1, 7, 1)));
-        assert_eq!(set.find("x<|a|"), Some((1, 2, 2)));
-        assert_eq!(set.find("xè né"), Some((5, 7, 3)));
-        assert_eq!(set.find("plain"), None);
-        assert_eq!(SpecialSet::new(std::iter::empty()).find("<|a|>"), None);
+        check(
+            &["<|a|>", "<|a|>b", "<", "é", ""],
+            &[
+                ("x<|a|>c", Some((1, 6, 0))),
+                ("x<|a|>b", Some((1, 7, 1))),
+                ("x<|a|", Some((1, 2, 2))),
+                ("xè né", Some((5, 7, 3))),
+                ("plain", None),
+            ],
+        );
+        check(&[], &[("<|a|>", None)]);
     }
 }

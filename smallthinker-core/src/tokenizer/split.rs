@@ -50,8 +50,8 @@ impl Qwen2Splitter {
         Ok(Qwen2Splitter { letters: CharSet::new(r"\p{L}")?, numbers: CharSet::new(r"\p{N}")? })
     }
 
-    /// Bytes that a splitter takes.
-    pub(super) const BYTES: usize = 2 * CharSet::WORDS * size_of::<u64>();
+    /// Bytes that a splitter takes besides the struct itself.
+    pub(super) const HEAP_BYTES: usize = 2 * CharSet::WORDS * size_of::<u64>();
 
     /// The pieces of `text`, in order; joined they are `text`.
     pub(super) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {

@@ -78,7 +78,6 @@ fn special_tokens() {
     assert!(tokenizer.decode(&[9999], false).unwrap_err().to_string().contains("9999"));
     // The byte 0xe9 alone is half a character.
     assert_eq!(tokenizer.decode(&[0xe9, 0x41], false).unwrap(), "\u{fffd}A");
-    assert!(tokenizer.memory_bytes() > 10_000);
 }
 
 #[test]
@@ -143,12 +142,31 @@ fn damaged_vocabularies_are_errors_that_name_the_key() {
     check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "he zz"));
     check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "he he"));
     check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, s.merges.get(0).unwrap()));
-    // A merge may not produce a control token: text would become one.
-    check("tokenizer.ggml.merges[2]", &|s| s.merges = with(&s.merges, 2, "<|im_ end|>"));
     check("tokenizer.ggml.bos_token_id", &|s| s.bos = Some(9999));
     check("tokenizer.ggml.eot_token_id", &|s| s.eot = Some(u32::MAX));
     check("tokenizer.ggml.eos_token_ids", &|s| s.more_eos = vec![1, 9999]);
     check("tokenizer.ggml.padding_token_id", &|s| s.padding = Some(9999));
+}
+
+#[test]
+fn merges_are_of_text_tokens_into_text_tokens() {
+    let check = |merge: &str, wrong: &str| {
+        let mut spec = tiny_spec();
+        // With "<|", both halves of a control token's text are text tokens: only what they become is wrong.
+        spec.tokens = with(&spec.tokens, usize::from(b'z'), "im_end|>");
+        spec.merges = with(&spec.merges, 2, merge);
+        let message = build(spec).unwrap_err().to_string();
+        let expected = format!("where {wrong:?} is not a text token");
+        assert!(message.contains("merges[2]") && message.contains(&expected), "{merge}: {message}");
+    };
+    check("<| im_end|>", "<|im_end|>");
+    check("<|im_end|> e", "<|im_end|>");
+    check("e <|im_end|>", "<|im_end|>");
+    check("e <|", "e<|");
+    // The last token of the vocabulary is an unused one.
+    let spec = tiny_spec();
+    let unused = spec.tokens.get(spec.tokens.len() - 1).unwrap();
+    check(&format!("{unused} e"), unused);
 }
 
 proptest! {

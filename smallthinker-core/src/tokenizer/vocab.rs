@@ -7,7 +7,7 @@ use super::alphabet::Alphabet;
 use crate::error::{Error, Result};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
+pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
 /// What a token is for.
