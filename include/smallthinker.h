@@ -434,9 +434,9 @@ typedef struct st_generation_stats {
     double prefill_tokens_per_second;
     /// Tokens generated per second after the first; 0 if there was only one.
     double decode_tokens_per_second;
-    /// Weight bytes read from memory per decoded token.
+    /// Bytes of weights, and of keys and values, read from memory per decoded token.
     uint64_t bytes_per_token;
-    /// Weight bytes read from memory per second of decode.
+    /// The same per second of decode.
     double bandwidth;
     /// Uses that found the expert in memory, by all sessions of the model meanwhile.
     uint64_t expert_hits;

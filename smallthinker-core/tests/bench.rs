@@ -67,6 +67,17 @@ fn figures_of_a_report_agree() {
 }
 
 #[test]
+fn attention_reads_the_keys_and_values_that_a_token_sees() {
+    let spec = Spec { layers: 5, window: 8, ..Spec::default() };
+    let report = measure(&Fixture::new(spec.clone()), 1, false);
+    // Layers 0 and 4 see all positions, the others eight. Keys and values, in half precision.
+    let per_position = 2 * 2 * spec.kv_heads * spec.head_dim;
+    let positions = |len: usize| 2 * len + 3 * len.min(8);
+    let bytes: usize = (16 + 1..=16 + GEN_TOKENS).map(|len| positions(len) * per_position).sum();
+    assert_eq!(report.decode_token.stages.bytes(Stage::Attention), (bytes / GEN_TOKENS) as u64);
+}
+
+#[test]
 fn detailed_timing_tells_gate_from_up() {
     let fixture = fixture(DType::Q4_0, false);
     for detailed in [false, true] {

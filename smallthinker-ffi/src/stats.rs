@@ -151,9 +151,9 @@ pub struct st_generation_stats {
     pub prefill_tokens_per_second: f64,
     /// Tokens generated per second after the first; 0 if there was only one.
     pub decode_tokens_per_second: f64,
-    /// Weight bytes read from memory per decoded token.
+    /// Bytes of weights, and of keys and values, read from memory per decoded token.
     pub bytes_per_token: u64,
-    /// Weight bytes read from memory per second of decode.
+    /// The same per second of decode.
     pub bandwidth: f64,
     /// Uses that found the expert in memory, by all sessions of the model meanwhile.
     pub expert_hits: u64,

@@ -6,7 +6,7 @@
 //! What is decoded is a given text or random tokens, not what the model would say: left alone after a random prompt, a model
 //! may repeat itself, and then it needs the same experts and neurons over and over.
 //!
-//! Decoding reads every weight it uses once per token, so the share of the machine's read bandwidth that it
+//! Decoding reads every weight it uses, and every key and value it sees, once per token, so the share of the machine's read bandwidth that it
 //! reaches says how much is left to gain. Under a budget that does not hold all experts it reads from storage, whose
 //! bandwidth is measured in the same run as well.
 
@@ -56,7 +56,7 @@ pub struct Spread {
 pub struct TokenCost {
     /// Time, with what is no stage of the forward pass, such as sampling.
     pub time: Duration,
-    /// Time and weight bytes by stage.
+    /// Time and bytes by stage.
     pub stages: StageTimes,
 }
 
@@ -77,9 +77,9 @@ pub struct BenchReport {
     pub prefill_token: TokenCost,
     /// Mean of the decoded tokens in the same repetition.
     pub decode_token: TokenCost,
-    /// Weight bytes that one decoded token streams through the kernels.
+    /// Bytes of weights, and of keys and values, that one decoded token has to read from memory.
     pub bytes_per_token: u64,
-    /// Weight bytes per second of decode: `bytes_per_token` × median decode speed.
+    /// Bytes per second of decode: `bytes_per_token` × median decode speed.
     pub decode_bandwidth: f64,
     /// Bytes per second that the fastest of several loops reads from memory, on as many threads; the best of all
     /// passes.

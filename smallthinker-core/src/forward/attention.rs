@@ -119,7 +119,8 @@ pub(crate) struct Queries<'a> {
 }
 
 impl Queries<'_> {
-    fn visible(&self, token: usize) -> Range<usize> {
+    /// Positions that a token of the chunk sees.
+    pub(crate) fn visible(&self, token: usize) -> Range<usize> {
         let end = self.start + token + 1;
         self.window.map_or(0, |w| end.saturating_sub(w))..end
     }

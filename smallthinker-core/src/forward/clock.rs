@@ -68,7 +68,7 @@ impl Stage {
     }
 }
 
-/// Time and weight bytes by stage.
+/// Time by stage, and bytes of weights or, of attention, of keys and values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTimes {
     time: [Duration; Stage::ALL.len()],
@@ -81,12 +81,12 @@ impl StageTimes {
         self.time[stage as usize]
     }
 
-    /// Weight bytes that a stage streamed through the kernels.
+    /// Bytes that a stage had to read from memory: weights, and keys and values.
     pub fn bytes(&self, stage: Stage) -> u64 {
         self.bytes[stage as usize]
     }
 
-    /// Weight bytes of all stages.
+    /// Bytes of all stages.
     pub fn total_bytes(&self) -> u64 {
         self.bytes.iter().sum()
     }
@@ -140,7 +140,7 @@ impl Clock {
         self.last = now;
     }
 
-    /// Weight bytes that `stage` streamed.
+    /// Notes bytes that `stage` had to read from memory.
     pub(crate) fn bytes(&mut self, stage: Stage, bytes: u64) {
         self.times.bytes[stage as usize] += bytes;
     }

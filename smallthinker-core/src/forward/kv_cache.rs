@@ -133,6 +133,11 @@ impl KvCache {
         self.kind
     }
 
+    /// Bytes of the keys and values of one layer at `positions` positions.
+    pub(crate) fn bytes_at(&self, positions: usize) -> u64 {
+        Page::bytes(self.kind, self.n_kv_heads, self.head_dim) * positions as u64 / PAGE as u64
+    }
+
     /// Bytes of one page, keys and values.
     pub(crate) fn page_bytes(h: &Hparams, kind: KvType) -> u64 {
         Page::bytes(kind, h.n_kv_heads, h.head_dim)

@@ -61,14 +61,14 @@ impl GenerationStats {
         rate(self.decode_steps as f64, self.decode_time)
     }
 
-    /// Weight bytes that decode streamed through the kernels.
-    pub fn decode_weight_bytes(&self) -> u64 {
+    /// Bytes of weights, and of keys and values, that decode had to read from memory.
+    pub fn decode_bytes(&self) -> u64 {
         self.decode_stages.total_bytes()
     }
 
-    /// Weight bytes streamed per decoded token.
+    /// The same per decoded token.
     pub fn bytes_per_token(&self) -> u64 {
-        self.decode_weight_bytes().checked_div(self.decode_steps as u64).unwrap_or(0)
+        self.decode_bytes().checked_div(self.decode_steps as u64).unwrap_or(0)
     }
 
     /// Rows of the head computed per decoded token; 0 if there were none.
@@ -96,9 +96,9 @@ impl GenerationStats {
         self.decode_stages.per_token(self.decode_steps)
     }
 
-    /// Bytes of weights per second during decode: compare with the machine's read bandwidth.
+    /// Those bytes per second of decode: compare with the machine's read bandwidth.
     pub fn bandwidth(&self) -> f64 {
-        rate(self.decode_weight_bytes() as f64, self.decode_time)
+        rate(self.decode_bytes() as f64, self.decode_time)
     }
 }
 

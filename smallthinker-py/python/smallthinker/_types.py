@@ -47,7 +47,7 @@ class ExpertCacheStats(TypedDict):
 
 
 class StageCost(TypedDict):
-    """What one token took in a stage of the forward pass; bytes are weights that decode read."""
+    """What one token took in a stage of the forward pass; bytes are weights, keys and values that decode read."""
 
     decode_ms_per_token: float
     decode_bytes_per_token: int
