@@ -43,10 +43,10 @@ pub(crate) fn bench<'py>(
     Ok(dict)
 }
 
-/// Runs a random prompt once and tells where the time went: milliseconds and bytes of weights, keys and values
-/// per token by stage of the forward pass, beside this machine's memory bandwidth. Timing gate and up one by one costs a few percent of the
-/// speed (bench tells the speed itself). Rows of up are requested from memory while gate computes, so a part of their
-/// reading counts as gate's.
+/// Runs a random prompt once and tells where the time went: milliseconds and bytes of weights, keys and values per token
+/// by stage of the forward pass, beside this machine's memory bandwidth. Timing gate and up one by one costs a few percent
+/// of the speed (bench tells the speed itself). Rows of up are requested from memory while gate computes, so a part of
+/// their reading counts as gate's.
 #[pyfunction]
 #[pyo3(signature = (model, *, prompt_tokens=128, gen_tokens=64))]
 pub(crate) fn profile<'py>(

@@ -251,7 +251,9 @@ impl Pass<'_> {
         let out = &mut s.attention;
         attend(self.team, self.kernels, h, &queries, &kv.layers[layer], &mut s.attend, out)?;
         self.clock.lap(Stage::Attention);
-        self.clock.bytes(Stage::Attention, kv.bytes_at((queries.visible(0).start..start + n).len()));
+        // Once for all tokens of a chunk.
+        let seen = queries.visible(0).start..start + n;
+        self.clock.bytes(Stage::Attention, kv.bytes_at(seen.len()));
         self.quantize(&s.attention, q_dim, Forms::of(&[w.o.dtype]), &mut s.acts)?;
         self.clock.lap(Stage::Norm);
         s.delta.resize(n * h.hidden, 0.0);
