@@ -28,6 +28,7 @@ pub(crate) fn cast<P: Plain>(bytes: &[u8]) -> (&[P], &[u8]) {
 
 /// A value of `P` that starts with `bytes` (cut to its size) and ends in zero bytes.
 #[inline]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) fn padded<P: Plain>(bytes: &[u8]) -> P {
     let mut value = std::mem::MaybeUninit::<P>::zeroed();
     let count = bytes.len().min(size_of::<P>());

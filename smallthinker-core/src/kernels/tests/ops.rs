@@ -3,7 +3,6 @@
 use super::Rng;
 use crate::kernels::acts::{ActGroup, GROUP};
 use crate::kernels::{Acts, Kernels, scalar};
-use crate::tensor::DType;
 
 /// Ordinary vectors, zeros, exact halves, subnormals, huge values and values that are not finite.
 fn samples() -> Vec<Vec<f32>> {
@@ -211,7 +210,7 @@ fn float_rows_have_the_same_bits_in_every_vector_set() {
         acts.set(&scalar::KERNELS, &rng.vector(tokens * cols), cols, false).unwrap();
         let products = sets.iter().map(|set| {
             let mut out = vec![f32::NAN; n_rows * tokens];
-            set.matmul(DType::F32, &bytes, n_rows, cols, &acts, 0..tokens, &mut out).unwrap();
+            set.matmul(crate::tensor::DType::F32, &bytes, n_rows, cols, &acts, 0..tokens, &mut out).unwrap();
             out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         });
         let products: Vec<_> = products.collect();
