@@ -89,6 +89,8 @@ enum st_kv_type
     ST_KV_F32 = 1,
     /// 8-bit codes with a scale for 32 of them: about half the memory of half precision, a little less exact.
     ST_KV_Q8_0 = 2,
+    /// 4-bit codes, of keys and values that were rotated: about a quarter of the memory of half precision, less exact.
+    ST_KV_Q4_0 = 3,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

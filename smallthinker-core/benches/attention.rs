@@ -1,5 +1,5 @@
 //! Speed of attention on one thread, in the shapes of the 21B model (28 heads, 4 KV heads of 128):
-//! `cargo bench -p smallthinker-core --bench attention [SET]`.
+//! `cargo bench -p smallthinker-core --bench attention [SET [ELEMENTS]]`.
 //!
 //! Decode: one token over many layers of cache, more than any cache of the CPU holds, in GB/s of keys and values.
 //! Prefill: a chunk of 512 tokens, in multiply-adds that the mask leaves per second and per cycle. The clock of
@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use smallthinker_core::kernels::Kernels;
 use smallthinker_core::kernels::attention::{
-    BLOCK, LANES, Line, Lines, QueryRows, Square, key_lines, squares, value_lines,
+    BLOCK, LANES, Line, Lines, QueryRows, Square, Square4, key_lines, squares, value_lines,
 };
 
 const HEAD_DIM: usize = 128;
@@ -66,6 +66,7 @@ enum Cache {
     F16(Vec<Line<u16>>),
     F32(Vec<Line<f32>>),
     Q8(Vec<Square>),
+    Q4(Vec<Square4>),
 }
 
 /// A vector in huge pages, where the system has them, as the engine's caches are.
@@ -92,6 +93,10 @@ impl Cache {
         match kind {
             "f16" => Cache::F16(filled(n, |l| Line(std::array::from_fn(|i| half(l * LANES + i))))),
             "f32" => Cache::F32(filled(n, |l| Line(std::array::from_fn(|i| value(l * LANES + i))))),
+            "q4_0" => Cache::Q4(filled(2 * blocks * squares(HEAD_DIM), |i| Square4 {
+                scales: [0x1800; LANES],
+                codes: std::array::from_fn(|k| ((i + k * (k / LANES)) % 255) as u8),
+            })),
             _ => Cache::Q8(filled(2 * blocks * squares(HEAD_DIM), |i| Square {
                 scales: [0x1800; LANES],
                 codes: codes(i),
@@ -116,6 +121,10 @@ impl Cache {
             Cache::Q8(all) => {
                 let (k, v) = cut(all, block, squares(HEAD_DIM), 2 * squares(HEAD_DIM));
                 (Lines::Q8(k), Lines::Q8(v))
+            }
+            Cache::Q4(all) => {
+                let (k, v) = cut(all, block, squares(HEAD_DIM), 2 * squares(HEAD_DIM));
+                (Lines::Q4(k), Lines::Q4(v))
             }
         }
     }
@@ -170,19 +179,20 @@ fn prefill(set: &Kernels, cache: &Cache, start: usize, tokens: usize, queries: &
 }
 
 fn main() {
-    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let hz = clock();
     println!("clock: {:.2} GHz", hz / 1e9);
     let queries: Vec<f32> =
         (0..TOKENS * GROUP * HEAD_DIM).map(|i| ((i * 7919) % 2001) as f32 / 1000.0 - 1.0).collect();
-    for kind in ["f16", "f32", "q8_0"] {
-        let per_32 =
-            [("f16", 64), ("f32", 128)].iter().find(|(k, _)| *k == kind).map_or(34, |(_, bytes)| *bytes);
+    for (kind, per_32) in [("f16", 64), ("f32", 128), ("q8_0", 34), ("q4_0", 18)] {
+        if wanted.get(1).is_some_and(|name| name != kind) {
+            continue;
+        }
         let block_bytes = BLOCK * 2 * HEAD_DIM / 32 * per_32;
         let blocks = DECODE_BYTES / block_bytes / (32 * KV_HEADS) * (32 * KV_HEADS);
         let cache = Cache::new(kind, blocks);
         for set in Kernels::available() {
-            if wanted.as_ref().is_some_and(|name| name != set.name()) {
+            if wanted.first().is_some_and(|name| name != set.name()) {
                 continue;
             }
             let label = format!("{:12} {kind:4}", set.name());

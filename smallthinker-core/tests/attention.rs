@@ -41,7 +41,8 @@ fn long_texts_match_the_plain_forward_pass() {
 #[test]
 fn same_bits_for_decode_and_prefill_for_any_chunks_and_threads() {
     let tokens = Random::new(12).tokens(1100);
-    for (window, kv) in [(0, KvType::F16), (300, KvType::Q8_0), (257, KvType::F32)] {
+    let kinds = [(0, KvType::F16), (300, KvType::Q8_0), (257, KvType::F32), (280, KvType::Q4_0)];
+    for (window, kv) in kinds {
         let fixture = Fixture::new(spec(window));
         let expected = logits(&fixture.open_with(|o| (o.kv_type, o.threads) = (kv, Some(1))), &tokens);
         for (chunk, threads) in [(1, 2), (1, 5), (5, 2), (16, 3), (17, 1), (33, 8), (300, 2), (1100, 3)] {
@@ -74,8 +75,8 @@ fn next(session: &mut Session, tokens: &[u32]) -> Vec<TokenLogprobs> {
 #[test]
 fn forks_and_rewinds_at_the_edges_of_pages() {
     let text = Random::new(13).tokens(800);
-    for window in [0, 300] {
-        let model = Fixture::new(spec(window)).open_with(|o| o.chunk = Some(100));
+    for (window, kv) in [(0, KvType::F16), (300, KvType::F16), (300, KvType::Q8_0), (0, KvType::Q4_0)] {
+        let model = Fixture::new(spec(window)).open_with(|o| (o.kv_type, o.chunk) = (kv, Some(100)));
         for at in [255, 256, 257, 511, 512, 513, 700] {
             let mut original = model.session().unwrap();
             next(&mut original, &text[..at]);

@@ -106,7 +106,7 @@ fn saved_sessions_go_on_and_damaged_ones_are_refused() {
     let fixture = windowed();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("talk.session");
-    for kv in [KvType::Q8_0, KvType::F16, KvType::F32] {
+    for kv in [KvType::Q4_0, KvType::Q8_0, KvType::F16, KvType::F32] {
         let model = fixture.open_with(|o| (o.kv_type, o.chunk) = (kv, Some(16)));
         let mut session = model.session().unwrap();
         session.append_tokens(&Random::new(3).tokens(700)).unwrap();

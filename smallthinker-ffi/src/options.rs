@@ -26,6 +26,8 @@ pub enum st_kv_type {
     ST_KV_F32 = 1,
     /// 8-bit codes with a scale for 32 of them: about half the memory of half precision, a little less exact.
     ST_KV_Q8_0 = 2,
+    /// 4-bit codes, of keys and values that were rotated: about a quarter of the memory of half precision, less exact.
+    ST_KV_Q4_0 = 3,
 }
 
 /// How router logits become weights, for `gating` of st_model_options.
@@ -247,7 +249,8 @@ pub(crate) unsafe fn model_options(pointer: *const st_model_options) -> Result<M
         0 => KvType::F16,
         1 => KvType::F32,
         2 => KvType::Q8_0,
-        n => return Err(Failure::argument("options.kv_type", n, "an st_kv_type, 0 to 2")),
+        3 => KvType::Q4_0,
+        n => return Err(Failure::argument("options.kv_type", n, "an st_kv_type, 0 to 3")),
     };
     options.gating = match from.gating {
         0 => None,

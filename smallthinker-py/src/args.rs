@@ -37,7 +37,11 @@ pub(crate) fn kv_type(name: &str) -> PyResult<KvType> {
         "f16" => Ok(KvType::F16),
         "f32" => Ok(KvType::F32),
         "q8_0" => Ok(KvType::Q8_0),
-        other => Err(errors::argument("kv_type", format!("{other:?}"), "\"f16\", \"f32\" or \"q8_0\"")),
+        "q4_0" => Ok(KvType::Q4_0),
+        other => {
+            let allowed = "\"f16\", \"f32\", \"q8_0\" or \"q4_0\"";
+            Err(errors::argument("kv_type", format!("{other:?}"), allowed))
+        }
     }
 }
 

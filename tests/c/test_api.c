@@ -314,6 +314,34 @@ static void test_sparse_head(const st_model *full, const char *path) {
     st_model_free(model);
 }
 
+/* Of each kind the caches take what they should, and the prompt goes on. */
+static void test_kv_types(const char *path) {
+    const int32_t kinds[] = {ST_KV_F32, ST_KV_F16, ST_KV_Q8_0, ST_KV_Q4_0};
+    const double bytes[] = {4.0, 2.0, 34.0 / 32.0, 18.0 / 32.0};
+    double first = 0.0;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        st_model_options options;
+        st_generate_options generation = greedy(4);
+        st_model *model = NULL;
+        st_session *session;
+        struct tokens tokens;
+        st_plan plan;
+        plan.size = sizeof plan;
+        CHECK_OK(st_model_options_init(&options, sizeof options));
+        options.kv_type = kinds[i];
+        CHECK_OK(st_plan_file(path, &options, &plan));
+        first = i == 0 ? (double)plan.kv_full_context / bytes[0] : first;
+        CHECK((double)plan.kv_full_context == first * bytes[i]);
+        CHECK_OK(st_model_open(path, &options, &model));
+        session = new_session(model, PROMPT);
+        tokens = generate(session, &generation);
+        CHECK(tokens.count > 0);
+        st_tokens_free(tokens.data);
+        st_session_free(session);
+        st_model_free(model);
+    }
+}
+
 static int on_progress(void *user_data, uint64_t done, uint64_t total) {
     uint64_t *calls = (uint64_t *)user_data;
     CHECK(done <= total);
@@ -858,6 +886,7 @@ int main(int argc, char **argv) {
     test_bad_files(argv[1], folder);
     test_sizes(model, argv[1]);
     test_sparse_head(model, argv[1]);
+    test_kv_types(argv[1]);
     test_progress(argv[1]);
     test_tokens(model);
     test_streaming(model, argv[1]);

@@ -59,6 +59,20 @@ def test_the_past_helps(model):
     assert far < near - 0.2
 
 
+def test_what_kv_types_take_and_lose(model_path):
+    """Bytes of 32 elements with their scale; bits of a text that the shipped model has an idea of."""
+    kinds = {"f32": (128, 0), "f16": (64, 1e-3), "q8_0": (34, 5e-3), "q4_0": (18, 0.02)}
+    unit = package.plan(model_path, kv_type="f32")["kv_full_context"] / 128
+    with Model(model_path, kv_type="f32") as exact:
+        want = package.perplexity(exact, TEXT)["bits_per_byte"]
+    for kind, (size, loss) in kinds.items():
+        assert package.plan(model_path, kv_type=kind)["kv_full_context"] == size * unit
+        with Model(model_path, kv_type=kind) as other:
+            found = package.perplexity(other, TEXT)["bits_per_byte"]
+        print(f"{kind}: {found:.4f} bits per byte, {found / want - 1:+.2%}")
+        assert abs(found / want - 1) <= loss
+
+
 def test_defaults_and_progress(model):
     seen = []
     found = package.perplexity(model, TEXT, context=64, progress=lambda done, total: seen.append((done, total)))

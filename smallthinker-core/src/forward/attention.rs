@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::Result;
+use crate::forward::hadamard;
 use crate::forward::kv_cache::{LayerKv, PAGE};
 use crate::kernels::Kernels;
 use crate::kernels::attention::{QueryRows, finish, merge};
@@ -33,7 +34,7 @@ pub(crate) fn partial_bytes(h: &Hparams, chunk: usize, context: usize) -> u64 {
 }
 
 /// Bytes that a task of a longer chunk takes: queries in two forms, outputs, totals and scores of its rows, and a block
-/// of keys and values in single precision.
+/// of keys and values in single precision, which is more than one in codes that were unpacked.
 pub(crate) fn task_bytes(h: &Hparams) -> usize {
     let rows = TOKENS_PER_TASK.1 * (h.n_heads / h.n_kv_heads);
     4 * (rows * 5 * QueryRows::total_len(h.head_dim) + 2 * PAGE * QueryRows::total_len(h.head_dim))
@@ -88,6 +89,19 @@ impl Chunk<'_> {
         }))
     }
 
+    /// The results of a tile of tokens and heads, whose `totals` are `[tokens][heads]`.
+    fn write_heads(&self, tile: &mut Tile<'_>, totals: &[f32]) {
+        let head_dim = self.h.head_dim;
+        let mut totals = totals.chunks_exact(QueryRows::total_len(head_dim));
+        for token in tile.rows() {
+            let heads = tile.row(token);
+            heads.chunks_exact_mut(head_dim).zip(&mut totals).for_each(|(out, total)| finish(total, out));
+            if self.queries.rotated {
+                hadamard::rotate(heads, head_dim);
+            }
+        }
+    }
+
     /// Attends to the positions of one span, as far as they lie in `positions`.
     fn add_span(
         &self,
@@ -116,6 +130,8 @@ pub(crate) struct Queries<'a> {
     pub(crate) start: usize,
     /// Positions that each sees, itself included; all if `None`.
     pub(crate) window: Option<usize>,
+    /// They, the keys and the values are [rotated](hadamard::rotate).
+    pub(crate) rotated: bool,
 }
 
 impl Queries<'_> {
@@ -181,7 +197,7 @@ fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f
                 let rows = totals.chunks_exact_mut(total).zip(part.chunks_exact(total));
                 rows.for_each(|(total, part)| merge(c.kernels, total, part));
             }
-            write_heads(tile, totals, c.h.head_dim);
+            c.write_heads(tile, totals);
         });
         Ok(())
     })
@@ -202,17 +218,8 @@ fn by_tokens(team: &Team<'_>, c: &Chunk<'_>, out: &mut [f32]) -> Result<()> {
             for span in spans(positions.clone()) {
                 c.add_span(rows, kv_head, span, &positions, totals)?;
             }
-            write_heads(tile, totals, c.h.head_dim);
+            c.write_heads(tile, totals);
             Ok(())
         })
     })
-}
-
-/// The results of a tile of tokens and heads, whose `totals` are `[tokens][heads]`.
-fn write_heads(tile: &mut Tile<'_>, totals: &[f32], head_dim: usize) {
-    let mut totals = totals.chunks_exact(QueryRows::total_len(head_dim));
-    for token in tile.rows() {
-        let heads = tile.row(token).chunks_exact_mut(head_dim);
-        heads.zip(&mut totals).for_each(|(out, total)| finish(total, out));
-    }
 }

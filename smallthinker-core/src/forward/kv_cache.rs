@@ -28,11 +28,16 @@ pub enum KvType {
     /// 8-bit codes, with a half-precision scale for 32 of them: about half the memory, and the memory traffic, of
     /// half precision. Keys, values and the queries that meet them are rounded to one part in 254 of the largest of 32.
     Q8_0,
+    /// 4-bit codes, with a half-precision scale for 32 of them: a little more than a quarter of the memory of half precision. Before
+    /// they are rounded, queries, keys and values are rotated (by a Walsh-Hadamard transform), so that a few large elements
+    /// don't make all others coarse. Queries are rounded as with `Q8_0`, keys and values to one part in 16 of the largest of 32.
+    Q4_0,
 }
 
 impl KvType {
     /// Bytes of 32 codes with their scale.
     pub(crate) const Q8_BLOCK: usize = 34;
+    pub(crate) const Q4_BLOCK: usize = 18;
 
     /// Bytes of the keys or of the values of one head at one position, without padding for speed.
     pub const fn row_bytes(self, head_dim: usize) -> usize {
@@ -40,15 +45,22 @@ impl KvType {
             KvType::F16 => 2 * head_dim,
             KvType::F32 => 4 * head_dim,
             KvType::Q8_0 => head_dim.div_ceil(32) * Self::Q8_BLOCK,
+            KvType::Q4_0 => head_dim.div_ceil(32) * Self::Q4_BLOCK,
         }
     }
 
-    /// What session files say of it: bytes of an element, scales not counted.
+    /// Whether queries, keys and values are rotated before they are rounded. Session files hold them like that.
+    pub(crate) const fn rotates(self) -> bool {
+        matches!(self, KvType::Q4_0)
+    }
+
+    /// What session files say of it: bytes of an element, scales not counted; 3 for half a byte.
     pub(crate) const fn code(self) -> u32 {
         match self {
             KvType::F16 => 2,
             KvType::F32 => 4,
             KvType::Q8_0 => 1,
+            KvType::Q4_0 => 3,
         }
     }
 }

@@ -3,8 +3,9 @@
 use crate::arena::{Slab, SlabOf};
 use crate::budget::Lease;
 use crate::forward::kv_cache::{KvType, PAGE};
+use crate::forward::kv_codes::{self, Stored};
 use crate::kernels::Kernels;
-use crate::kernels::attention::{LANES, Line, Lines, Square, key_lines, squares, value_lines};
+use crate::kernels::attention::{LANES, Line, Lines, Square, Square4, key_lines, squares, value_lines};
 use crate::{Error, Result};
 
 /// Keys or values.
@@ -26,6 +27,7 @@ enum Elements {
     F16(SlabOf<Line<u16>>),
     F32(SlabOf<Line<f32>>),
     Q8(SlabOf<Square>),
+    Q4(SlabOf<Square4>),
 }
 
 /// One kv head's share of a page.
@@ -38,6 +40,7 @@ enum LinesMut<'a> {
     F16(&'a mut [Line<u16>]),
     F32(&'a mut [Line<f32>]),
     Q8(&'a mut [Square]),
+    Q4(&'a mut [Square4]),
 }
 
 const fn head_lines(head_dim: usize) -> usize {
@@ -51,6 +54,7 @@ impl Page {
             KvType::F16 => head_lines(head_dim) * size_of::<Line<u16>>(),
             KvType::F32 => head_lines(head_dim) * size_of::<Line<f32>>(),
             KvType::Q8_0 => 2 * squares(head_dim) * size_of::<Square>(),
+            KvType::Q4_0 => 2 * squares(head_dim) * size_of::<Square4>(),
         };
         n_heads as u64 * per_head as u64
     }
@@ -61,6 +65,7 @@ impl Page {
             KvType::F16 => Elements::F16(SlabOf::new(slab)),
             KvType::F32 => Elements::F32(SlabOf::new(slab)),
             KvType::Q8_0 => Elements::Q8(SlabOf::new(slab)),
+            KvType::Q4_0 => Elements::Q4(SlabOf::new(slab)),
         };
         Page { head_dim, elements, _lease: lease }
     }
@@ -71,6 +76,7 @@ impl Page {
             (Elements::F16(to), Elements::F16(from)) if to.len() == from.len() => to.copy_from_slice(from),
             (Elements::F32(to), Elements::F32(from)) if to.len() == from.len() => to.copy_from_slice(from),
             (Elements::Q8(to), Elements::Q8(from)) if to.len() == from.len() => to.copy_from_slice(from),
+            (Elements::Q4(to), Elements::Q4(from)) if to.len() == from.len() => to.copy_from_slice(from),
             _ => {} // not within one cache
         }
     }
@@ -94,6 +100,10 @@ impl Page {
                 let (keys, values) = cut(all, head, squares(self.head_dim), 2 * squares(self.head_dim));
                 (Lines::Q8(keys), Lines::Q8(values))
             }
+            Elements::Q4(all) => {
+                let (keys, values) = cut(all, head, squares(self.head_dim), 2 * squares(self.head_dim));
+                (Lines::Q4(keys), Lines::Q4(values))
+            }
         }
     }
 
@@ -104,6 +114,7 @@ impl Page {
             Elements::F16(all) => all.chunks_exact_mut(head_lines(head_dim)).map(LinesMut::F16).collect(),
             Elements::F32(all) => all.chunks_exact_mut(head_lines(head_dim)).map(LinesMut::F32).collect(),
             Elements::Q8(all) => all.chunks_exact_mut(2 * squares(head_dim)).map(LinesMut::Q8).collect(),
+            Elements::Q4(all) => all.chunks_exact_mut(2 * squares(head_dim)).map(LinesMut::Q4).collect(),
         };
         heads.into_iter().map(move |lines| HeadMut { head_dim, lines })
     }
@@ -120,13 +131,8 @@ impl Page {
         match lines {
             Lines::F16(lines) => places.for_each(|(l, i)| out.extend(lines[l].0[i].to_le_bytes())),
             Lines::F32(lines) => places.for_each(|(l, i)| out.extend(lines[l].0[i].to_le_bytes())),
-            Lines::Q8(squares) => {
-                for chunk in 0..self.head_dim.div_ceil(LANES) {
-                    let square = &squares[part.square(self.head_dim, position, chunk)];
-                    out.extend(square.scales[position % LANES].to_le_bytes());
-                    (0..LANES).for_each(|d| out.push(part.code(square, position, d) as u8));
-                }
-            }
+            Lines::Q8(squares) => append_codes(squares, part, self.head_dim, position, out),
+            Lines::Q4(squares) => append_codes(squares, part, self.head_dim, position, out),
         }
     }
 
@@ -143,15 +149,21 @@ impl Page {
                 let row = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
                 put(lines, part, dim, position, 0, row);
             }
-            LinesMut::Q8(squares) => {
-                for (chunk, block) in bytes.as_chunks::<{ KvType::Q8_BLOCK }>().0.iter().enumerate() {
-                    let [low, high, codes @ ..] = *block;
-                    // Whatever a file says, scales are not negative.
-                    let scale = u16::from_le_bytes([low, high]) & 0x7fff;
-                    put_codes(squares, part, dim, position, chunk, scale, codes.map(|c| c as i8));
-                }
-            }
+            LinesMut::Q8(squares) => set_codes(squares, part, dim, position, bytes),
+            LinesMut::Q4(squares) => set_codes(squares, part, dim, position, bytes),
         }
+    }
+}
+
+fn append_codes<S: Stored>(squares: &[S], part: Part, head_dim: usize, position: usize, out: &mut Vec<u8>) {
+    for chunk in 0..head_dim.div_ceil(LANES) {
+        S::append_bytes(&kv_codes::get(squares, part, head_dim, position, chunk), out);
+    }
+}
+
+fn set_codes<S: Stored>(squares: &mut [S], part: Part, head_dim: usize, position: usize, bytes: &[u8]) {
+    for (chunk, block) in S::blocks(bytes).enumerate() {
+        kv_codes::put(squares, part, head_dim, position, chunk, &block);
     }
 }
 
@@ -161,22 +173,6 @@ impl Part {
         match self {
             Part::Keys => (position / LANES * head_dim + dim, position % LANES),
             Part::Values => (dim / LANES * PAGE + position, dim % LANES),
-        }
-    }
-
-    /// Square, from the beginning of this part, of 32 dimensions of one position.
-    fn square(self, head_dim: usize, position: usize, chunk: usize) -> usize {
-        match self {
-            Part::Keys => position / LANES * head_dim.div_ceil(LANES) + chunk,
-            Part::Values => chunk * (PAGE / LANES) + position / LANES,
-        }
-    }
-
-    /// The code of one of these dimensions.
-    fn code(self, square: &Square, position: usize, dim: usize) -> i8 {
-        match self {
-            Part::Keys => square.codes[Square::key(position % LANES, dim)],
-            Part::Values => square.codes[Square::value(position % LANES, dim)],
         }
     }
 }
@@ -206,8 +202,10 @@ impl HeadMut<'_> {
                         put(lines, part, self.head_dim, position, i * LANES, x.iter().copied());
                     }
                     LinesMut::Q8(squares) => {
-                        let (scale, codes) = quantize(x);
-                        put_codes(squares, part, self.head_dim, position, i, scale, codes);
+                        kv_codes::put(squares, part, self.head_dim, position, i, &Square::quantize(x));
+                    }
+                    LinesMut::Q4(squares) => {
+                        kv_codes::put(squares, part, self.head_dim, position, i, &Square4::quantize(x));
                     }
                 }
             }
@@ -233,50 +231,4 @@ fn put<E>(
         let (line, lane) = part.place(head_dim, position, d);
         lines[start + line].0[lane] = x;
     }
-}
-
-/// Puts 32 codes of one position where they belong.
-fn put_codes(
-    all: &mut [Square],
-    part: Part,
-    head_dim: usize,
-    position: usize,
-    chunk: usize,
-    scale: u16,
-    codes: [i8; LANES],
-) {
-    let start = match part {
-        Part::Keys => 0,
-        Part::Values => squares(head_dim),
-    };
-    let square = &mut all[start + part.square(head_dim, position, chunk)];
-    let at = position % LANES;
-    square.scales[at] = scale;
-    for (dim, code) in codes.into_iter().enumerate() {
-        let place = match part {
-            Part::Keys => Square::key(at, dim),
-            Part::Values => Square::value(at, dim),
-        };
-        square.codes[place] = code;
-    }
-}
-
-/// Up to 32 elements as codes of -127..=127 times a half-precision scale, rounded to nearest, ties to even.
-/// If one is not finite, all become NaN.
-fn quantize(x: &[f32]) -> (u16, [i8; LANES]) {
-    /// Adding and subtracting this rounds a small float to an integer.
-    const ROUND: f32 = 12_582_912.0;
-    let largest = x.iter().fold(0, |m, v| m.max(v.abs().to_bits()));
-    if largest >= f32::INFINITY.to_bits() {
-        return (half::f16::NAN.to_bits(), [1; LANES]);
-    }
-    let scale = half::f16::from_f32_const(f32::from_bits(largest) / 127.0);
-    let step = scale.to_f32_const();
-    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-    let mut codes = [0; LANES];
-    for (code, v) in codes.iter_mut().zip(x) {
-        // The scale was rounded, so that the largest element may lie beyond 127 of its steps.
-        *code = ((v * inverse).clamp(-127.0, 127.0) + ROUND - ROUND) as i8;
-    }
-    (scale.to_bits(), codes)
 }

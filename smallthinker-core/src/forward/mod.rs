@@ -2,8 +2,10 @@
 
 pub(crate) mod attention;
 pub(crate) mod clock;
+mod hadamard;
 mod head;
 pub(crate) mod kv_cache;
+mod kv_codes;
 pub(crate) mod kv_page;
 mod linear;
 pub(crate) mod look_ahead;
@@ -236,10 +238,18 @@ impl Pass<'_> {
             &mut s.batch,
             &mut s.qkv,
         )?;
-        if let Some(base) = h.attention[layer].rope_base {
+        let (base, rotated) = (h.attention[layer].rope_base, kv.kind().rotates());
+        if base.is_some() || rotated {
             let rope = &s.rope;
             tiles(self.team, &mut s.qkv, stride, (ROPE_TOKENS, stride), &|tile| {
-                tile.rows().for_each(|i| rope.rotate(base, i, &mut tile.row(i)[..q_dim + kv_dim]));
+                for i in tile.rows() {
+                    if let Some(base) = base {
+                        rope.rotate(base, i, &mut tile.row(i)[..q_dim + kv_dim]);
+                    }
+                    if rotated {
+                        hadamard::rotate(tile.row(i), h.head_dim);
+                    }
+                }
                 Ok(())
             })?;
         }
@@ -247,7 +257,7 @@ impl Pass<'_> {
         kv.write(self.team, self.kernels, layer, &new)?;
         self.clock.lap(Stage::Qkv);
         s.attention.resize(n * q_dim, 0.0);
-        let queries = Queries { rows: &s.qkv, stride, start, window: h.attention[layer].window };
+        let queries = Queries { rows: &s.qkv, stride, start, window: h.attention[layer].window, rotated };
         let out = &mut s.attention;
         attend(self.team, self.kernels, h, &queries, &kv.layers[layer], &mut s.attend, out)?;
         self.clock.lap(Stage::Attention);

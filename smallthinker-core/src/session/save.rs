@@ -2,8 +2,10 @@
 //!
 //! Layout, little-endian: magic, version `u32`, model fingerprint `u64`, element bytes `u32`, number of
 //! tokens `u64`, evaluated tokens `u64`, the tokens as `u32`; then per layer the keys and the values of
-//! every position that is still needed, `[position][kv head][head_dim]`, in blocks of Q8_0 if the cache is of
-//! that type; last the FNV-1a hash of all before.
+//! every position that is still needed, `[position][kv head][head_dim]`; last the FNV-1a hash of all before. Of an 8-bit cache
+//! ("element bytes" 1) elements are blocks of Q8_0. Of a 4-bit one (3) they are rotated, see `forward::hadamard`, in blocks of 18
+//! bytes: a half-precision scale, then 16 bytes whose lower halves are the codes of the first 16 elements, the upper halves those of the others;
+//! `c` stands for `2c - 15` times the scale.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};

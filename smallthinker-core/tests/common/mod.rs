@@ -31,6 +31,8 @@ pub struct Spec {
     /// Store down by neuron, as the report's own engine does.
     pub down_by_neuron: bool,
     pub context: usize,
+    /// How much larger the first element of every key is than the others; that of queries is smaller by as much.
+    pub large_key: f32,
 }
 
 impl Default for Spec {
@@ -51,6 +53,7 @@ impl Default for Spec {
             down_dtype: None,
             down_by_neuron: false,
             context: 1024,
+            large_key: 1.0,
         }
     }
 }
@@ -100,8 +103,16 @@ fn write_model(s: &Spec, path: &Path) {
         // layer to layer.
         let share = if name.contains("attn_output") || name.contains("down") { 0.05 } else { 1.0 };
         let scale = if name.contains("norm") { 0.1 } else { share / (dims[0] as f32).sqrt() };
-        let values: Vec<f32> =
+        let mut values: Vec<f32> =
             (0..n).map(|_| rng.normal() * scale + if name.contains("norm") { 1.0 } else { 0.0 }).collect();
+        let first = match name.rsplit('.').nth(1) {
+            Some("attn_k") => s.large_key,
+            Some("attn_q") => 1.0 / s.large_key,
+            _ => 1.0,
+        };
+        values.chunks_mut(s.hidden * s.head_dim).filter(|_| first != 1.0).for_each(|head| {
+            head[..s.hidden].iter_mut().for_each(|x| *x *= first);
+        });
         let mut bytes = Vec::new();
         quantize(*dtype, &values, &mut bytes).unwrap();
         out.write(&bytes).unwrap();

@@ -102,7 +102,7 @@ class Model:
         kernels: str | None = None,
         context_length: int | None = None,
         chunk: int | None = None,
-        kv_type: Literal["f16", "f32", "q8_0"] = "f16",
+        kv_type: Literal["f16", "f32", "q8_0", "q4_0"] = "f16",
         gating: Literal["softmax", "sigmoid"] | None = None,
         cache_policy: Literal["lru", "cyclic"] | None = None,
         look_ahead: bool | None = None,
@@ -306,7 +306,7 @@ def plan(
     *,
     memory_budget: int | str | None = None,
     chunk: int | None = None,
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16",
+    kv_type: Literal["f16", "f32", "q8_0", "q4_0"] = "f16",
     lm_head: Literal["full", "sparse"] = "full",
 ) -> Plan: ...
 def convert(

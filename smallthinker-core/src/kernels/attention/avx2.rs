@@ -1,6 +1,7 @@
 //! Attention with AVX2, FMA and F16C: as with AVX-512, with half a line at a time.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::{BLOCK, EXP2, EXP2_MIN, EXP2_ROUND, Functions, LANES, Line, Mix, SUMS, Score, codes, rows};
 use crate::kernels::avx2::{load_f32, load_half, store_f32};
@@ -29,11 +30,22 @@ const AHEAD: usize = 4096;
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn prefetch_after<T>(line: &T, distance: usize) {
+fn prefetch_after<T>(line: &T, distance: usize) {
     let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(distance);
     for part in 0..size_of::<T>().div_ceil(64) {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
+    }
+}
+
+/// Asks for what lies at these addresses, whether there is anything or not.
+#[inline]
+#[allow(unused_unsafe)] // as above
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch(addresses: Range<usize>) {
+    for address in addresses.step_by(64) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address)) };
     }
 }
 

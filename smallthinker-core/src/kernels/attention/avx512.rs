@@ -59,12 +59,21 @@ impl Element for f32 {
 #[inline]
 #[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn prefetch_after<T>(line: &T, distance: usize) {
+fn prefetch_after<T>(line: &T, distance: usize) {
     let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(distance);
     for part in 0..size_of::<T>().div_ceil(64) {
         // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
     }
+}
+
+/// Asks for what lies at this address, whether there is anything or not.
+#[inline]
+#[allow(unused_unsafe)] // as above
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn prefetch(address: usize) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address)) };
 }
 
 /// Calls the instance of a function for the number of rows.

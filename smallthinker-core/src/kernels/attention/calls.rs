@@ -15,6 +15,7 @@ pub(super) fn fit(head_dim: usize, keys: Lines<'_>, values: Lines<'_>) -> bool {
         (Lines::F16(k), Lines::F16(v)) => (k.len(), v.len()) == lines,
         (Lines::F32(k), Lines::F32(v)) => (k.len(), v.len()) == lines,
         (Lines::Q8(k), Lines::Q8(v)) => (k.len(), v.len()) == (squares(head_dim), squares(head_dim)),
+        (Lines::Q4(k), Lines::Q4(v)) => (k.len(), v.len()) == (squares(head_dim), squares(head_dim)),
         _ => false,
     }
 }
@@ -152,7 +153,7 @@ impl Functions {
             // SAFETY: the set exists, so the CPU has its instructions.
             Lines::F16(lines) => unsafe { (self.widen_f16)(&lines[at..at + out.len()], out) },
             Lines::F32(lines) => out.copy_from_slice(&lines[at..at + out.len()]),
-            Lines::Q8(_) => {} // never widened
+            Lines::Q8(_) | Lines::Q4(_) => {} // never widened
         }
     }
 

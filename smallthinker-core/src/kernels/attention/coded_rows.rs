@@ -1,10 +1,58 @@
-//! Query rows that meet blocks of 8-bit codes.
+//! Query rows that meet blocks of codes.
 
 use std::ops::Range;
 
-use super::codes::{self, SQUARES, Softened};
-use super::rows::{QueryRows, tiles_of, unseen, whole_lines};
-use super::{LANES, Square};
+use super::codes::{self, Ahead, SQUARES, Softened};
+use super::rows::{Form, QueryRows, tiles_of, unseen, whole_lines};
+use super::{LANES, Square, Square4, squares};
+use crate::Result;
+
+/// How far ahead of the arithmetic codes are requested from memory, in bytes; found by trial.
+const AHEAD: usize = 16384;
+
+/// Positions whose keys are unpacked at a time, so that they are still in the first-level cache when they are computed with; a multiple
+/// of 32, found by trial.
+const UNPACKED_KEYS: usize = 64;
+
+/// The squares of keys or values of a block.
+#[derive(Clone, Copy)]
+pub(super) enum Squares<'a> {
+    Eight(&'a [Square]),
+    Four(&'a [Square4]),
+    /// What was of 4 bits.
+    Unpacked(&'a [Square]),
+}
+
+impl Squares<'_> {
+    /// Those with the numbers `all` in 8 bits, of which only those numbered `needed` have to be right, and what is to be requested from
+    /// memory meanwhile. If they must be unpacked, that is done in `room`.
+    fn get<'s>(
+        &'s self,
+        functions: &codes::Functions,
+        all: Range<usize>,
+        needed: Range<usize>,
+        room: &'s mut Vec<Square>,
+    ) -> (&'s [Square], Ahead) {
+        match self {
+            Squares::Eight(squares) => {
+                let squares = &squares[all];
+                (squares, Ahead::after(squares, AHEAD))
+            }
+            Squares::Four(squares) => {
+                room.resize(room.len().max(all.len()), Square::EMPTY);
+                let place = needed.start - all.start..needed.end - all.start;
+                // SAFETY: the set exists, so the CPU has its instructions.
+                unsafe { (functions.unpack)(&squares[needed], &mut room[place]) };
+                (&room[..all.len()], Ahead::after(&squares[all], AHEAD))
+            }
+            // In the caches already.
+            Squares::Unpacked(squares) => {
+                let squares = &squares[all];
+                (squares, Ahead::after(squares, 0))
+            }
+        }
+    }
+}
 
 impl QueryRows {
     /// Brings the queries into tiles of codes.
@@ -19,23 +67,49 @@ impl QueryRows {
         self.integers.resize(self.scores.len(), [[0; LANES / 2]; SQUARES]);
     }
 
-    /// What [`add_block`](Self::add_block) does for a tile of rows.
-    pub(super) fn add_coded_tile(
-        &mut self,
-        tile: Range<usize>,
-        first: usize,
-        keys: &[Square],
-        values: &[Square],
-    ) {
+    /// What [`add_block`](Self::add_block) does.
+    pub(super) fn add_coded(&mut self, first: usize, keys: Squares<'_>, values: Squares<'_>) -> Result<()> {
+        self.arrange(Form::Codes)?;
+        let (n, most) = (self.max.len(), self.functions.rows);
+        let Some(union) = self.union(0..n, first) else { return Ok(()) };
+        let seen = self.within(0, first);
+        let in_one_go = n <= most && (1..n).all(|row| self.within(row, first) == seen);
+        if in_one_go || matches!(keys, Squares::Eight(_)) {
+            tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
+            return Ok(());
+        }
+        // Once for all tiles.
+        let mut unpacked = std::mem::take(&mut self.unpacked);
+        let [of_keys, of_values] = &mut unpacked;
+        let (all, parts, functions) =
+            (squares(self.head_dim), self.head_dim.div_ceil(LANES), &self.functions.codes);
+        let groups = groups(&union);
+        let keys = keys.get(functions, 0..all, groups.start * parts..groups.end * parts, of_keys).0;
+        for column in (0..all).step_by(SQUARES) {
+            values.get(functions, 0..all, column + groups.start..column + groups.end, of_values);
+        }
+        let [keys, values] = [keys, &of_values[..]].map(Squares::Unpacked);
+        tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
+        self.unpacked = unpacked;
+        Ok(())
+    }
+
+    /// What it does for a tile of rows.
+    fn add_coded_tile(&mut self, tile: Range<usize>, first: usize, keys: Squares<'_>, values: Squares<'_>) {
         let Some(union) = self.union(tile.clone(), first) else { return };
         let (parts, functions) = (self.head_dim.div_ceil(LANES), &self.functions.codes);
         let lines = whole_lines(&union);
         let q = self.codes.tile(&tile, self.head_dim);
-        let keys = &keys[lines.start / LANES * parts..lines.end / LANES * parts];
-        let out = &mut self.scores[..];
-        let score = codes::Score { rows: tile.len(), q, parts, keys, first: lines.start, out };
-        // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
-        unsafe { (functions.score)(score) };
+        let step = if matches!(keys, Squares::Four(_)) { UNPACKED_KEYS } else { lines.len() };
+        for at in lines.clone().step_by(step) {
+            let groups = groups(&(at..lines.end.min(at + step)));
+            let some = groups.start * parts..groups.end * parts;
+            let (keys, ahead) = keys.get(functions, some.clone(), some, &mut self.room);
+            let out = &mut self.scores[..];
+            let score = codes::Score { rows: tile.len(), q, parts, keys, first: at, ahead, out };
+            // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
+            unsafe { (functions.score)(score) };
+        }
         // Rows that see the same, as those of one token do, together.
         let mut from = tile.start;
         while from < tile.end {
@@ -47,7 +121,12 @@ impl QueryRows {
                 let at = rows.start - tile.start;
                 rows.clone().for_each(|row| self.soften_codes(row, row - tile.start, &seen));
                 let out = &mut self.out[rows.start * self.width..rows.end * self.width];
-                for (column, values) in values.as_chunks::<SQUARES>().0.iter().enumerate() {
+                let groups = groups(&seen);
+                for column in 0..parts {
+                    let all = column * SQUARES..(column + 1) * SQUARES;
+                    let needed = all.start + groups.start..all.start + groups.end;
+                    let (values, ahead) = values.get(functions, all, needed, &mut self.room);
+                    let Some(values) = values.first_chunk() else { return };
                     let mix = codes::Mix {
                         rows: rows.len(),
                         weights: &self.scores[at..],
@@ -55,6 +134,7 @@ impl QueryRows {
                         gains: &self.gains[at..],
                         positions: seen.clone(),
                         values,
+                        ahead,
                         width: self.width,
                         out: &mut out[column * LANES..],
                     };
@@ -74,4 +154,9 @@ impl QueryRows {
         (self.max[row], self.gains[at]) = (max, gain);
         self.shrink(row, shrink);
     }
+}
+
+/// The groups of 32 positions that hold some of these: squares of a column.
+fn groups(positions: &Range<usize>) -> Range<usize> {
+    positions.start / LANES..positions.end.div_ceil(LANES)
 }

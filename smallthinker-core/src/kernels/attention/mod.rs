@@ -2,8 +2,8 @@
 //!
 //! Keys and values lie in [`Line`]s of 32 elements. A line of keys holds one dimension of 32 positions, so
 //! that the scores of 32 positions add up in the lanes of registers, without sums across lanes. A line of
-//! values holds 32 dimensions of one position. Both are read from beginning to end. 8-bit codes lie in [`Square`]s and
-//! are multiplied as integers, see `codes`.
+//! values holds 32 dimensions of one position. Both are read from beginning to end. Codes of 8 or 4 bits
+//! lie in [`Square`]s and [`Square4`]s and are multiplied as integers, see `codes`.
 //!
 //! Every set gives the same bits. Scores and weighted sums are chains of fused multiply-adds, over dimensions
 //! and over positions, ascending; `2^x` is one sequence of operations; the sum of the weights has one lane for
@@ -18,6 +18,7 @@ mod coded_rows;
 mod codes;
 mod rows;
 pub(super) mod scalar;
+mod square;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,8 @@ use crate::arena::AnyBits;
 
 pub use rows::QueryRows;
 pub(crate) use rows::{finish, merge};
+pub(crate) use square::Coded;
+pub use square::{HALF_BYTES, Square, Square4};
 
 /// Elements of a line.
 pub const LANES: usize = 32;
@@ -42,35 +45,9 @@ pub(super) const SUMS: usize = 16;
 #[repr(C, align(64))]
 pub struct Line<E>(pub [E; LANES]);
 
-/// 8-bit codes of 32 dimensions of 32 positions, with one scale for the 32 codes of each position. A product of
-/// integers adds up neighbours: of keys four dimensions, of values two positions.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Square {
-    /// Per position, in half precision, not negative.
-    pub scales: [u16; LANES],
-    /// Of keys `[dimension / 4][position][dimension % 4]`, of values `[position / 2][dimension][position % 2]`.
-    pub codes: [i8; LANES * LANES],
-}
-
-impl Square {
-    /// Where the code of a key is.
-    pub const fn key(position: usize, dimension: usize) -> usize {
-        (dimension / 4 * LANES + position) * 4 + dimension % 4
-    }
-
-    /// Where the code of a value is.
-    pub const fn value(position: usize, dimension: usize) -> usize {
-        (position / 2 * LANES + dimension) * 2 + position % 2
-    }
-}
-
 // SAFETY: an array of such elements; a size of 64 or 128 bytes leaves no padding.
 unsafe impl<E: AnyBits> AnyBits for Line<E> {}
 const _: () = assert!(size_of::<Line<u16>>() == 64 && size_of::<Line<f32>>() == 128);
-// SAFETY: numbers only, and no padding, as the size says.
-unsafe impl AnyBits for Square {}
-const _: () = assert!(size_of::<Square>() == 2 * LANES + LANES * LANES);
 
 /// Keys or values of a block, for one head.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +58,8 @@ pub enum Lines<'a> {
     F32(&'a [Line<f32>]),
     /// 8-bit codes, squares in the order of the lines.
     Q8(&'a [Square]),
+    /// 4-bit codes, as above.
+    Q4(&'a [Square4]),
 }
 
 /// Lines of keys in a block: of 32 positions after another, `head_dim` each.
@@ -143,7 +122,7 @@ pub(super) struct Functions {
     pub(super) fused: Option<Fused>,
     /// [`rows::merge_parts`].
     pub(super) merge: unsafe fn(&mut [f32], &[f32], f32, f32),
-    /// What is different for 8-bit codes.
+    /// What is different for codes.
     codes: codes::Functions,
 }
 

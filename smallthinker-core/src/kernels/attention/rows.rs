@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::calls::{Side, Tile, fit};
+use super::coded_rows::Squares;
 use super::codes::{Integers, QueryCodes};
-use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, key_lines};
+use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, Square, key_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
 
@@ -24,7 +25,7 @@ pub struct QueryRows {
     form: Form,
     /// The queries: of each tile of rows `[head_dim][rows]`.
     tiles: Vec<f32>,
-    /// The queries, for keys of 8 bits.
+    /// The queries, for keys in codes.
     pub(super) codes: QueryCodes,
     /// Per row: weighted values since the last `end_span`, their greatest score, and the sums of their weights.
     pub(super) out: Vec<f32>,
@@ -32,16 +33,20 @@ pub struct QueryRows {
     pub(super) sums: Vec<[f32; SUMS]>,
     /// Scores, then weights, of one tile.
     pub(super) scores: Vec<[f32; BLOCK]>,
-    /// Of 8-bit values: what these weights, relative to the greatest of the block, count for.
+    /// Of values in codes: what these weights, relative to the greatest of the block, count for.
     pub(super) gains: Vec<f32>,
     pub(super) integers: Vec<Integers>,
     /// Keys and values of a block in single precision.
     wide: Vec<Line<f32>>,
+    /// Some keys or values of 4 bits, in 8 bits.
+    pub(super) room: Vec<Square>,
+    /// All keys and values of a block, likewise.
+    pub(super) unpacked: [Vec<Square>; 2],
 }
 
 /// What the blocks so far have asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Form {
+pub(super) enum Form {
     None,
     Tiles,
     Codes,
@@ -69,6 +74,8 @@ impl QueryRows {
             gains: Vec::new(),
             integers: Vec::new(),
             wide: Vec::new(),
+            room: Vec::new(),
+            unpacked: [Vec::new(), Vec::new()],
         }
     }
 
@@ -126,10 +133,13 @@ impl QueryRows {
         }
         let head_dim = self.head_dim;
         let n = self.visible.len();
-        if let (Lines::Q8(keys), Lines::Q8(values)) = (keys, values) {
-            self.arrange(Form::Codes)?;
-            tiles_of(n, self.functions.rows).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
-            return Ok(());
+        let codes = match (keys, values) {
+            (Lines::Q8(keys), Lines::Q8(values)) => Some([keys, values].map(Squares::Eight)),
+            (Lines::Q4(keys), Lines::Q4(values)) => Some([keys, values].map(Squares::Four)),
+            _ => None,
+        };
+        if let Some([keys, values]) = codes {
+            return self.add_coded(first, keys, values);
         }
         self.arrange(Form::Tiles)?;
         let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim });
@@ -150,7 +160,7 @@ impl QueryRows {
     }
 
     /// Brings the queries into tiles of single precision or of codes.
-    fn arrange(&mut self, form: Form) -> Result<()> {
+    pub(super) fn arrange(&mut self, form: Form) -> Result<()> {
         if self.form == form {
             return Ok(());
         }

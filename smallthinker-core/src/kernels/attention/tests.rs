@@ -14,6 +14,7 @@ enum Kind {
     F16,
     F32,
     Q8,
+    Q4,
 }
 
 /// Keys and values of some blocks as plain rows, of numbers that their kind can hold.
@@ -35,6 +36,10 @@ impl Cache {
             Kind::F16 => half::f16::from_f32(x).to_f32(),
             Kind::F32 => x,
             Kind::Q8 => (x * 63.0).round() * scale(position, d / LANES).to_f32(),
+            // Odd numbers up to 15.
+            Kind::Q4 => {
+                ((x * 4.0).floor() * 2.0 + 1.0).clamp(-15.0, 15.0) * scale(position, d / LANES).to_f32()
+            }
         };
         let mut rows = |scale: f32| -> Vec<Vec<f32>> {
             let mut row = |p: usize| -> Vec<f32> {
@@ -58,8 +63,7 @@ impl Cache {
         [keys, values]
     }
 
-    fn squares(&self, block: usize) -> [Vec<Square>; 2] {
-        let zero = Square { scales: [0; LANES], codes: [0; LANES * LANES] };
+    fn squares<S: Coded>(&self, zero: S, block: usize) -> [Vec<S>; 2] {
         let mut keys = vec![zero; squares(self.head_dim)];
         let mut values = keys.clone();
         for p in 0..BLOCK {
@@ -67,10 +71,11 @@ impl Cache {
             for d in 0..self.head_dim {
                 let scale = scale(at, d / 32);
                 let (k, v) = (p / 32 * self.head_dim.div_ceil(32) + d / 32, d / 32 * (BLOCK / 32) + p / 32);
-                keys[k].scales[p % 32] = scale.to_bits();
-                values[v].scales[p % 32] = scale.to_bits();
-                keys[k].codes[Square::key(p % 32, d % 32)] = (self.keys[at][d] / scale.to_f32()) as i8;
-                values[v].codes[Square::value(p % 32, d % 32)] = (self.values[at][d] / scale.to_f32()) as i8;
+                keys[k].set_scale(p % 32, scale.to_bits());
+                values[v].set_scale(p % 32, scale.to_bits());
+                let code = |x: f32| (x / scale.to_f32()).round() as i8;
+                keys[k].set_code(Square::key(p % 32, d % 32), code(self.keys[at][d]));
+                values[v].set_code(Square::value(p % 32, d % 32), code(self.values[at][d]));
             }
         }
         [keys, values]
@@ -92,8 +97,13 @@ impl Cache {
                     rows.add_block(first, Lines::F32(&keys), Lines::F32(&values)).unwrap();
                 }
                 Kind::Q8 => {
-                    let [keys, values] = self.squares(block);
+                    let [keys, values] = self.squares(Square::EMPTY, block);
                     rows.add_block(first, Lines::Q8(&keys), Lines::Q8(&values)).unwrap();
+                }
+                Kind::Q4 => {
+                    let zero = Square4 { scales: [0; LANES], codes: [0; LANES * LANES / 2] };
+                    let [keys, values] = self.squares(zero, block);
+                    rows.add_block(first, Lines::Q4(&keys), Lines::Q4(&values)).unwrap();
                 }
             }
             if block % 2 == 1 {
@@ -108,15 +118,19 @@ impl Cache {
         out
     }
 
-    /// How far from wide arithmetic, with queries as they are taken. Of 8 bits: weights are integers of 15 bits, so that
-    /// each of up to 256 values of at most 1 is off by 1.5e-5 in either direction; the greatest counts for 1 or more.
-    fn bound(&self) -> f64 {
-        if self.kind == Kind::Q8 { 3e-4 } else { 3e-6 }
+    fn is_coded(&self) -> bool {
+        matches!(self.kind, Kind::Q8 | Kind::Q4)
     }
 
-    /// The query that meets the keys: of 8 bits, 32 codes to a scale.
+    /// How far from wide arithmetic, with queries as they are taken. Of codes: weights are integers of 15 bits, so that
+    /// each of up to 256 values of at most 1 is off by 1.5e-5 in either direction; the greatest counts for 1 or more.
+    fn bound(&self) -> f64 {
+        if self.is_coded() { 3e-4 } else { 3e-6 }
+    }
+
+    /// The query that meets the keys: of codes, 32 of 8 bits to a scale.
     fn taken(&self, q: &[f32]) -> Vec<f32> {
-        if self.kind != Kind::Q8 {
+        if !self.is_coded() {
             return q.to_vec();
         }
         let scale = (std::f64::consts::LOG2_E / (self.head_dim as f64).sqrt()) as f32;
@@ -167,7 +181,7 @@ fn ranges(rng: &mut Rng, n: usize, positions: usize) -> Vec<Range<usize>> {
 #[test]
 fn matches_wide_arithmetic_and_has_the_same_bits_in_every_set() {
     let mut rng = Rng(0xa77e);
-    for kind in [Kind::F16, Kind::F32, Kind::Q8] {
+    for kind in [Kind::F16, Kind::F32, Kind::Q8, Kind::Q4] {
         for head_dim in [2, 16, 30, 32, 64, 80, 128] {
             let cache = Cache::new(&mut rng, head_dim, 3, kind);
             for n in [1, 2, 5, 6, 7, 12, 13, 14, 15, 29] {
@@ -195,7 +209,7 @@ fn matches_wide_arithmetic_and_has_the_same_bits_in_every_set() {
 #[test]
 fn rows_do_not_depend_on_each_other() {
     let mut rng = Rng(0xa10e);
-    for kind in [Kind::F16, Kind::F32, Kind::Q8] {
+    for kind in [Kind::F16, Kind::F32, Kind::Q8, Kind::Q4] {
         let cache = Cache::new(&mut rng, 64, 3, kind);
         let q: Vec<Vec<f32>> = (0..40).map(|_| rng.vector(64)).collect();
         // As in a chunk of a prompt: each sees one position more, through a window.
@@ -338,4 +352,5 @@ fn wrong_lengths_are_errors() {
     assert!(rows.add_block(0, Lines::F32(&lines[1..]), Lines::F32(&lines)).is_err());
     assert!(rows.add_block(0, Lines::F32(&lines), Lines::F32(&lines[..3])).is_err());
     assert!(rows.add_block(0, Lines::F32(&lines), Lines::Q8(&[])).is_err());
+    assert!(rows.add_block(0, Lines::Q4(&[]), Lines::Q4(&[])).is_err());
 }

@@ -25,7 +25,9 @@ def add_model(parser: argparse.ArgumentParser, positional: bool = False) -> None
     group.add_argument("--memory-budget", metavar="BYTES", help="memory to use at most, such as 8GiB")
     group.add_argument("--context-length", type=int, metavar="N", help="positions at most (default: the model's)")
     group.add_argument("--kernels", metavar="NAME", help="kernel set (default: the best for this CPU)")
-    group.add_argument("--kv-type", choices=("f16", "f32", "q8_0"), help="elements of the KV cache (default: f16)")
+    group.add_argument(
+        "--kv-type", choices=("f16", "f32", "q8_0", "q4_0"), help="elements of the KV cache (default: f16)"
+    )
     group.add_argument("--lm-head", choices=("full", "sparse"), help="compute all logits (default), or only likely ones")
     group.add_argument(
         "--cache-policy", metavar="NAME", help="what to evict if not all experts fit: lru or cyclic (default)"

@@ -3,14 +3,12 @@
 use std::arch::x86_64::*;
 
 use super::super::EXP2_SHORT;
-use super::super::avx2::{ROWS, exp2_with, for_rows, greatest, prefetch_after};
-use super::{Functions, LANES, Mix, SQUARES, SUMS, Score, Softened, units};
+use super::super::avx2::{ROWS, exp2_with, for_rows, greatest, prefetch};
+use super::{Functions, LANES, Mix, SQUARES, SUMS, Score, Softened, Square, Square4, units};
 use crate::kernels::avx2::{load_f32, load_half, store_f32};
 
-pub(in crate::kernels::attention) const FUNCTIONS: Functions = Functions { quantize, score, soften, mix };
-
-/// How far ahead of the arithmetic codes are requested from memory, in bytes; found by trial.
-const AHEAD: usize = 16384;
+pub(in crate::kernels::attention) const FUNCTIONS: Functions =
+    Functions { quantize, score, soften, mix, unpack };
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn quantize(x: &[f32], codes: &mut [[i8; LANES]], scales: &mut [f32], sums: &mut [i32]) {
@@ -37,7 +35,7 @@ fn score_rows<const R: usize>(s: &mut Score<'_>, from: usize) {
         }
         for (g, squares) in s.keys.chunks_exact(s.parts).enumerate() {
             if from + part == 0 {
-                squares.iter().for_each(|square| prefetch_after(square, AHEAD));
+                (0..s.parts).for_each(|i| prefetch(s.ahead.square(g * s.parts + i)));
             }
             let square = &squares[part];
             let at = s.first + g * LANES;
@@ -148,7 +146,7 @@ fn mix_rows<const R: usize>(b: &mut Block<'_>, from: usize) {
         let mut acc = [[_mm256_setzero_si256(); 2]; R];
         for s in some.clone() {
             if from + half == 0 {
-                prefetch_after(&m.values[s], AHEAD);
+                prefetch(m.ahead.square(s));
             }
             let pairs = m.values[s].codes.as_chunks::<{ 2 * LANES }>().0;
             for (i, pair) in PAIRS.into_iter().enumerate() {
@@ -174,3 +172,8 @@ fn mix_rows<const R: usize>(b: &mut Block<'_>, from: usize) {
 
 /// Which pair of positions of a square each 32-bit lane of packed weights belongs to.
 const PAIRS: [usize; LANES / 2] = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15];
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack(from: &[Square4], to: &mut [Square]) {
+    from.iter().zip(to).for_each(|(from, to)| super::unpack(from, to));
+}

@@ -3,16 +3,14 @@
 use std::arch::x86_64::*;
 
 use super::super::avx512::{
-    Element, ROWS, exp2_with, for_rows, greatest, load, load_line, load_rows, prefetch_after, store,
-    store_line, store_rows,
+    Element, ROWS, exp2_with, for_rows, greatest, load, load_line, load_rows, prefetch, store, store_line,
+    store_rows,
 };
 use super::super::{EXP2_SHORT, Line};
-use super::{Functions, LANES, Mix, SQUARES, SUMS, Score, Softened, Square, units};
+use super::{Functions, HALF_BYTES, LANES, Mix, SQUARES, SUMS, Score, Softened, Square, Square4, units};
 
-pub(in crate::kernels::attention) const FUNCTIONS: Functions = Functions { quantize, score, soften, mix };
-
-/// How far ahead of the arithmetic codes are requested from memory, in bytes; found by trial.
-const AHEAD: usize = 16384;
+pub(in crate::kernels::attention) const FUNCTIONS: Functions =
+    Functions { quantize, score, soften, mix, unpack };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn quantize(x: &[f32], codes: &mut [[i8; LANES]], scales: &mut [f32], sums: &mut [i32]) {
@@ -37,13 +35,19 @@ fn score_rows<const R: usize>(s: Score<'_>) {
         for (part, (((square, q), scales), offsets)) in
             squares.iter().zip(q.chunks_exact(fours)).zip(scales).zip(offsets).enumerate()
         {
-            prefetch_after(&square.scales, AHEAD);
+            let next = s.ahead.square(g * s.parts + part).start;
+            prefetch(next);
             let mut acc = [[_mm512_setzero_si512(); 2]; R];
             for (acc, offset) in acc.iter_mut().zip(offsets) {
                 *acc = [_mm512_set1_epi32(*offset); 2];
             }
+            let mut next = next.wrapping_add(size_of_val(&square.scales));
             for (q, keys) in q.iter().zip(square.codes.as_chunks::<{ 4 * LANES }>().0) {
-                prefetch_after(keys, AHEAD);
+                // Of 4 bits the same line twice, which costs less than to look.
+                let bytes = size_of_val(keys) >> s.ahead.shift;
+                prefetch(next);
+                prefetch(next.wrapping_add(bytes / 2));
+                next = next.wrapping_add(bytes);
                 // Four dimensions of 16 positions each. With the sign turned they are from 0 to 255: 128 more.
                 let halves = keys.as_chunks::<64>().0;
                 let keys = [
@@ -151,11 +155,13 @@ fn mix_rows<const R: usize>(m: Mix<'_>) {
 
     let mut acc = [[_mm512_setzero_si512(); 2]; R];
     for (s, square) in some.clone().zip(&m.values[some]) {
-        prefetch_after(&square.scales, AHEAD);
+        let next = m.ahead.square(s).start;
+        prefetch(next);
+        let next = next.wrapping_add(size_of_val(&square.scales));
         let pairs = square.codes.as_chunks::<{ 2 * LANES }>().0;
         for (i, pair) in PAIRS.into_iter().enumerate() {
             let codes = &pairs[pair];
-            prefetch_after(codes, AHEAD);
+            prefetch(next.wrapping_add((pair * size_of_val(codes)) >> m.ahead.shift));
             let at = codes.as_ptr();
             // SAFETY: 32 bytes from each address, all inside the pair.
             let codes = unsafe { [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(LANES).cast())] };
@@ -177,4 +183,27 @@ fn mix_rows<const R: usize>(m: Mix<'_>) {
         *out = [add(0), add(1)];
     }
     store_rows(m.out, m.width, &out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn unpack(from: &[Square4], to: &mut [Square]) {
+    let (twice, most) = (_mm512_set1_epi8(30), _mm512_set1_epi8(15));
+    for (from, to) in from.iter().zip(to) {
+        to.scales = from.scales;
+        let parts = to.codes.as_chunks_mut::<{ 2 * HALF_BYTES }>().0;
+        for (bytes, codes) in from.codes.as_chunks::<HALF_BYTES>().0.iter().zip(parts) {
+            for at in [0, HALF_BYTES / 2] {
+                // SAFETY: half of the bytes, half of the codes of their lower halves, and half of those of their upper halves; no
+                // access needs alignment.
+                unsafe {
+                    let held = _mm512_loadu_si512(bytes.as_ptr().add(at).cast());
+                    let lower = _mm512_and_si512(_mm512_slli_epi16::<1>(held), twice);
+                    let upper = _mm512_and_si512(_mm512_srli_epi16::<3>(held), twice);
+                    let to = codes.as_mut_ptr().add(at);
+                    _mm512_storeu_si512(to.cast(), _mm512_sub_epi8(lower, most));
+                    _mm512_storeu_si512(to.add(HALF_BYTES).cast(), _mm512_sub_epi8(upper, most));
+                }
+            }
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! Attention over keys and values in 8 bits: products of integers.
+//! Attention over keys and values in 8 or 4 bits: products of integers.
 //!
 //! Queries become 8-bit codes with a scale for each 32 dimensions, as keys are. The weights of a block, relative to the
 //! greatest among them, times the scales of the values become 15-bit integers in units of the greatest scale, so that
 //! a block has one integer sum for each dimension. Every set computes the same integers, in any order, and the same few
-//! operations in single precision around them.
+//! operations in single precision around them. Codes of 4 bits become codes of 8 bits first, a few squares at a time.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
@@ -13,7 +13,7 @@ pub(super) mod scalar;
 
 use std::ops::Range;
 
-use super::{BLOCK, LANES, SUMS, Square};
+use super::{BLOCK, Coded, HALF_BYTES, LANES, SUMS, Square, Square4};
 
 /// Squares of 32 dimensions of the values of a block, and of one dimension of 32 of the keys.
 pub(super) const SQUARES: usize = BLOCK / LANES;
@@ -44,7 +44,6 @@ pub(super) struct QueryCodes {
 pub(super) struct TileCodes<'a> {
     codes: &'a [[i8; 4]],
     scales: &'a [f32],
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     offsets: &'a [i32],
 }
 
@@ -90,6 +89,32 @@ impl QueryCodes {
     }
 }
 
+/// What is requested from memory while some squares are computed with, since it will be needed a while later: squares that follow on
+/// them, or on those that they were unpacked from.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// Address of the first. It may lie outside of any allocation.
+    first: usize,
+    /// Bytes of one.
+    square: usize,
+    /// As [`Coded::SHIFT`].
+    shift: u32,
+}
+
+impl Ahead {
+    /// Of squares that begin `bytes` after the first of these.
+    pub(super) fn after<S: Coded>(squares: &[S], bytes: usize) -> Ahead {
+        let first = squares.as_ptr().addr().wrapping_add(bytes);
+        Ahead { first, square: size_of::<S>(), shift: S::SHIFT }
+    }
+
+    /// The bytes of the square with this number.
+    fn square(&self, number: usize) -> Range<usize> {
+        let first = self.first.wrapping_add(number * self.square);
+        first..first.wrapping_add(self.square)
+    }
+}
+
 /// Products of query rows with keys. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is a tile of as many,
 /// `keys` is whole groups of 32 positions (`parts` squares each), `out` has `rows` rows and room for the groups from
 /// `first` on.
@@ -100,6 +125,7 @@ pub(super) struct Score<'a> {
     pub(super) keys: &'a [Square],
     /// Where in the block the first key is.
     pub(super) first: usize,
+    pub(super) ahead: Ahead,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
@@ -117,6 +143,7 @@ pub(super) struct Mix<'a> {
     pub(super) gains: &'a [f32],
     pub(super) positions: Range<usize>,
     pub(super) values: &'a [Square; SQUARES],
+    pub(super) ahead: Ahead,
     pub(super) width: usize,
     pub(super) out: &'a mut [f32],
 }
@@ -140,6 +167,21 @@ pub(super) struct Functions {
     /// As [`super::Functions::soften`], but weights are relative to the maximum of these scores.
     pub(super) soften: unsafe fn(&mut [f32], f32, &mut [f32; SUMS]) -> Softened,
     pub(super) mix: unsafe fn(Mix<'_>),
+    /// Makes as many squares of others with codes of 4 bits.
+    pub(super) unpack: unsafe fn(&[Square4], &mut [Square]),
+}
+
+/// What a set's `unpack` does to each square, to be compiled for its instructions.
+#[inline(always)]
+fn unpack(from: &Square4, to: &mut Square) {
+    to.scales = from.scales;
+    let parts = to.codes.as_chunks_mut::<{ 2 * HALF_BYTES }>().0;
+    for (bytes, codes) in from.codes.as_chunks::<HALF_BYTES>().0.iter().zip(parts) {
+        let (lower, upper) = codes.split_at_mut(HALF_BYTES);
+        for ((byte, lower), upper) in bytes.iter().zip(lower).zip(upper) {
+            (*lower, *upper) = ((byte & 15) as i8 * 2 - 15, (byte >> 4) as i8 * 2 - 15);
+        }
+    }
 }
 
 /// What every set's `quantize` does, to be compiled for its instructions.

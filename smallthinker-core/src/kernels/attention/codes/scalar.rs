@@ -2,9 +2,14 @@
 
 use super::super::EXP2_SHORT;
 use super::super::scalar::{exp2_with, fma, widened};
-use super::{Functions, LANES, Mix, SUMS, Score, Softened, quantize, units};
+use super::{Functions, LANES, Mix, SUMS, Score, Softened, Square, Square4, quantize, units};
 
-pub(in crate::kernels::attention) const FUNCTIONS: Functions = Functions { quantize, score, soften, mix };
+pub(in crate::kernels::attention) const FUNCTIONS: Functions =
+    Functions { quantize, score, soften, mix, unpack };
+
+fn unpack(from: &[Square4], to: &mut [Square]) {
+    from.iter().zip(to).for_each(|(from, to)| super::unpack(from, to));
+}
 
 fn score(s: Score<'_>) {
     for (g, squares) in s.keys.chunks_exact(s.parts).enumerate() {

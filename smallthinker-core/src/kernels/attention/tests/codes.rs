@@ -1,4 +1,4 @@
-//! What only 8-bit codes have: the rounding of queries, and codes and scales at the ends of their ranges.
+//! What only codes have: the rounding of queries, and codes and scales at the ends of their ranges.
 
 use super::*;
 
@@ -12,16 +12,14 @@ fn random_squares(rng: &mut Rng, scale: impl Fn(u64) -> u16) -> Vec<Square> {
     (0..squares(DIM)).map(&mut square).collect()
 }
 
+fn eight<'a>(keys: &'a [Square], values: &'a [Square]) -> [Lines<'a>; 2] {
+    [Lines::Q8(keys), Lines::Q8(values)]
+}
+
 /// Rows that each see some of one block.
-fn attend(
-    set: &Kernels,
-    q: &[Vec<f32>],
-    seen: &[Range<usize>],
-    keys: &[Square],
-    values: &[Square],
-) -> Vec<f32> {
+fn attend(set: &Kernels, q: &[Vec<f32>], seen: &[Range<usize>], [keys, values]: [Lines<'_>; 2]) -> Vec<f32> {
     let mut rows = rows(set, q, seen);
-    rows.add_block(0, Lines::Q8(keys), Lines::Q8(values)).unwrap();
+    rows.add_block(0, keys, values).unwrap();
     let mut totals = vec![0.0; q.len() * QueryRows::total_len(DIM)];
     rows.end_span(&mut totals);
     let mut out = vec![0.0; q.len() * DIM];
@@ -44,10 +42,10 @@ fn codes_and_scales_of_all_sizes_have_the_same_bits_in_every_set() {
         values[3].codes.fill(-128);
         values[3].scales.fill(most);
         let q: Vec<Vec<f32>> = (0..seen.len()).map(|_| rng.vector(DIM)).collect();
-        let want = attend(Kernels::available().last().unwrap(), &q, &seen, &keys, &values);
+        let want = attend(Kernels::available().last().unwrap(), &q, &seen, eight(&keys, &values));
         assert!(want.iter().all(|x| x.is_finite()), "scales up to {most:#x}");
         for set in Kernels::available() {
-            let got = attend(set, &q, &seen, &keys, &values);
+            let got = attend(set, &q, &seen, eight(&keys, &values));
             assert_eq!(bits(&got), bits(&want), "{} scales up to {most:#x}", set.name());
         }
     }
@@ -61,8 +59,30 @@ fn greatest_codes_do_not_overflow() {
         let values = vec![Square { scales: [ONE; LANES], codes: [code; LANES * LANES] }; squares(DIM)];
         for set in Kernels::available() {
             let q = vec![vec![1.0; DIM], vec![-1.0; DIM]];
-            let out = attend(set, &q, &[0..256, 0..256], &keys, &values);
+            let out = attend(set, &q, &[0..256, 0..256], eight(&keys, &values));
             assert_eq!(out, vec![f32::from(code); 2 * DIM], "{}", set.name());
+        }
+    }
+}
+
+/// Every byte, against the definition.
+#[test]
+fn codes_of_four_bits_become_those_of_eight_in_every_set() {
+    let mut rng = Rng(0x4b17);
+    let mut square = || Square4 {
+        scales: std::array::from_fn(|_| rng.next() as u16),
+        codes: std::array::from_fn(|_| rng.next() as u8),
+    };
+    let four: Vec<Square4> = (0..9).map(|_| square()).collect();
+    for set in Kernels::available() {
+        let mut eight = vec![Square::EMPTY; four.len()];
+        // SAFETY: the set exists, so the CPU has its instructions.
+        unsafe { (set.attention.codes.unpack)(&four, &mut eight) };
+        for (four, eight) in four.iter().zip(eight) {
+            assert_eq!(four.scales, eight.scales, "{}", set.name());
+            for (place, code) in eight.codes.into_iter().enumerate() {
+                assert_eq!(four.code(place), code, "{} {place}", set.name());
+            }
         }
     }
 }
@@ -73,7 +93,7 @@ fn values_of_zero_count_for_nothing() {
     let keys = random_squares(&mut rng, |_| ONE);
     let values = random_squares(&mut rng, |_| 0);
     for set in Kernels::available() {
-        let out = attend(set, &[rng.vector(DIM), rng.vector(DIM)], &[3..200, 0..256], &keys, &values);
+        let out = attend(set, &[rng.vector(DIM), rng.vector(DIM)], &[3..200, 0..256], eight(&keys, &values));
         assert_eq!(out, vec![0.0; 2 * DIM], "{}", set.name());
     }
 }
@@ -82,22 +102,30 @@ fn values_of_zero_count_for_nothing() {
 #[test]
 fn scales_that_are_not_finite_spoil_what_sees_them_only() {
     let mut rng = Rng(0xbad);
-    let (keys, values) = (random_squares(&mut rng, |_| 0x2000), random_squares(&mut rng, |_| 0x2000));
+    let [keys, values] = [0; 2].map(|_| random_squares(&mut rng, |_| 0x2000));
+    spoil(&mut rng, keys, values, |squares| Lines::Q8(squares));
+    let mut four = || Square4 { scales: [0x2000; LANES], codes: std::array::from_fn(|_| rng.next() as u8) };
+    let [keys, values] = [0; 2].map(|_| (0..squares(DIM)).map(|_| four()).collect());
+    spoil(&mut rng, keys, values, |squares| Lines::Q4(squares));
+}
+
+fn spoil<S: Coded>(rng: &mut Rng, keys: Vec<S>, values: Vec<S>, lines: fn(&[S]) -> Lines<'_>) {
     let q: Vec<Vec<f32>> = (0..2).map(|_| rng.vector(DIM)).collect();
     for set in Kernels::available() {
-        let clean = attend(set, &q, &[0..40, 0..41], &keys, &values);
+        let clean = attend(set, &q, &[0..40, 0..41], [&keys, &values].map(|s| lines(s)));
         for bad in [half::f16::NAN.to_bits(), half::f16::INFINITY.to_bits()] {
             for in_keys in [true, false] {
                 let (mut keys, mut values) = (keys.clone(), values.clone());
                 if in_keys {
                     // Both parts of position 40.
-                    keys[2].scales[8] = bad;
-                    keys[3].scales[8] = bad;
+                    keys[2].set_scale(8, bad);
+                    keys[3].set_scale(8, bad);
                 } else {
-                    values[1].scales[8] = bad;
-                    values[9].scales[8] = bad;
+                    values[1].set_scale(8, bad);
+                    values[9].set_scale(8, bad);
                 }
-                let out = attend(set, &q, &[0..40, 0..41], &keys, &values);
+                let both = [&keys, &values].map(|s| lines(s));
+                let out = attend(set, &q, &[0..40, 0..41], both);
                 assert_eq!(bits(&out[..DIM]), bits(&clean[..DIM]), "{} {bad:#x} {in_keys}", set.name());
                 let spoilt = out[DIM..].iter().all(|x| !x.is_finite());
                 assert!(
@@ -105,6 +133,9 @@ fn scales_that_are_not_finite_spoil_what_sees_them_only() {
                     "{} {bad:#x} {in_keys}",
                     set.name()
                 );
+                // Alone, squares are unpacked a few at a time.
+                let alone = attend(set, &q[..1], std::slice::from_ref(&(0..40)), both);
+                assert_eq!(bits(&alone), bits(&clean[..DIM]), "{} {bad:#x} {in_keys}", set.name());
             }
         }
     }
