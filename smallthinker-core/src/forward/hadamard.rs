@@ -2,33 +2,25 @@
 //! transform, scaled to keep lengths (QuaRot, arXiv 2404.00456). It is its own inverse. Queries and keys that are both
 //! rotated have the products that they had; of rotated values attention gives the rotated output.
 
-/// Elements in which a step of the transform is done in registers.
+/// Elements whose sums and differences are made in registers.
 const SMALL: usize = 8;
 
 /// Rotates every head. Heads of a length that is no power of two are rotated in parts of the largest that divides it.
 pub(crate) fn rotate(heads: &mut [f32], head_dim: usize) {
     let part = 1 << head_dim.trailing_zeros();
     let scale = (1.0 / (part as f64).sqrt()) as f32;
+    let nearest = if part < SMALL { 1 } else { SMALL };
     for x in heads.chunks_exact_mut(part) {
         let mut half = part / 2;
-        while half >= SMALL {
+        while half >= nearest {
             for both in x.chunks_exact_mut(2 * half) {
                 let (a, b) = both.split_at_mut(half);
                 a.iter_mut().zip(b).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
             }
             half /= 2;
         }
-        let (eights, rest) = x.as_chunks_mut::<SMALL>();
-        eights.iter_mut().for_each(|x| *x = eight(*x).map(|x| x * scale));
-        // All of it, if it is shorter.
-        while half > 0 && !rest.is_empty() {
-            for both in rest.chunks_exact_mut(2 * half) {
-                let (a, b) = both.split_at_mut(half);
-                a.iter_mut().zip(b).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
-            }
-            half /= 2;
-        }
-        rest.iter_mut().for_each(|x| *x *= scale);
+        x.as_chunks_mut().0.iter_mut().for_each(|x| *x = eight(*x));
+        x.iter_mut().for_each(|x| *x *= scale);
     }
 }
 
