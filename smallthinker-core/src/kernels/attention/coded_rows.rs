@@ -78,7 +78,7 @@ impl QueryRows {
             tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
             return Ok(());
         }
-        // Once for all tiles.
+        // Once for all tiles, and for rows that see different positions, which take values one after the other.
         let mut unpacked = std::mem::take(&mut self.unpacked);
         let [of_keys, of_values] = &mut unpacked;
         let (all, parts, functions) =
