@@ -7,7 +7,7 @@ use crate::Result;
 use crate::experts::ExpertSlot;
 use crate::forward::clock::Stage;
 use crate::forward::linear::{Batch, UNIT};
-use crate::forward::neurons::{self, NEURONS, Neurons};
+use crate::forward::neurons::{self, NEURONS, Neurons, Sparse};
 use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_batch};
 use crate::kernels::Acts;
@@ -16,7 +16,7 @@ use crate::kernels::neurons::NeuronBlock;
 use crate::model::expert_index::{DownLayout, LayerExperts, Part};
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::{Layout, TILE, neuron_block_bytes};
-use crate::tiles::{runs, tiles};
+use crate::tiles::runs;
 
 /// Buffers of this stage, kept between calls.
 #[derive(Default)]
@@ -89,9 +89,8 @@ fn one_token(
         let active = s.blocks[round.clone()].iter().map(|b| b.up_rows).sum();
         pass.count_neurons(layer, active, here.len() * ffn);
         if by_neuron {
-            s.sparse.clear();
-            s.sparse.extend(s.blocks[round].iter().map(|b| b.packed));
-            sparse_down(pass, parts, here, &s.sparse, &mut s.down[width * before..width * order.len()])?;
+            let out = &mut s.down[width * before..width * order.len()];
+            sparse_down(pass, parts, here, &s.blocks[round], out)?;
         }
     }
     // Added in the order of the choices, whatever the order in which they came.
@@ -152,20 +151,35 @@ fn sparse_down(
     pass: &mut Pass<'_>,
     parts: &LayerExperts,
     slots: &[Arc<ExpertSlot>],
-    blocks: &[NeuronBlock],
+    blocks: &[Neurons],
     out: &mut [f32],
 ) -> Result<()> {
     let (kernels, dtype) = (pass.kernels, parts.down.dtype);
     let (per_expert, width) = (blocks.len() / slots.len().max(1), out.len() / slots.len().max(1));
     let tile_bytes = per_expert * neuron_block_bytes(dtype).unwrap_or(0);
-    let touched = blocks.iter().map(|b| b.bytes(dtype)).sum::<usize>() * (width / TILE);
-    tiles(&pass.team.for_bytes(touched), out, width, (1, TILE), &|tile| {
-        let (e, at) = (tile.rows().start, tile.cols().start / TILE * tile_bytes);
-        let down = slots[e].matrix(parts, Part::Down);
-        let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
-        let neurons = &blocks[e * per_expert..(e + 1) * per_expert];
-        let out = tile.row(e).first_chunk_mut::<TILE>();
-        out.map_or(Ok(()), |out| kernels.down_tile(dtype, bytes, neurons, out))
+    let touched = blocks.iter().map(|b| b.packed.bytes(dtype)).sum::<usize>() * (width / TILE);
+    let (experts, tiles) = (slots.len(), width / TILE);
+    let weights = |e: usize, t: usize| {
+        let down = slots[e].matrix(parts, Part::Down).data;
+        down.get(t * tile_bytes..(t + 1) * tile_bytes).unwrap_or(&[])
+    };
+    let neurons = |e: usize| Sparse::of(dtype, &blocks[e * per_expert..(e + 1) * per_expert]);
+    runs(&pass.team.for_bytes(touched), out, width, (TILE, usize::MAX), &|tile| {
+        let (e, first) = (tile.rows().start, tile.cols().start / TILE);
+        let outs = tile.row(e).as_chunks_mut::<TILE>().0;
+        let end = first + outs.len();
+        // A run of a single tile is a thread's last one as a rule.
+        let goes_on = outs.len() > 1;
+        let (here, there) =
+            (neurons(e), (goes_on && end == tiles && e + 1 < experts).then(|| neurons(e + 1)));
+        for (t, out) in (first..).zip(outs) {
+            let next = match &there {
+                Some(there) if t + 1 == tiles => Some(there.tile(weights(e + 1, 0))),
+                _ => (goes_on && t + 1 < tiles).then(|| here.tile(weights(e, t + 1))),
+            };
+            kernels.down_tile(dtype, &here.tile(weights(e, t)), next.as_ref(), out)?;
+        }
+        Ok(())
     })?;
     pass.clock.bytes(Stage::Down, touched as u64);
     pass.clock.lap(Stage::Down);

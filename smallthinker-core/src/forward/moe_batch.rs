@@ -7,7 +7,7 @@ use crate::forward::moe::MoeScratch;
 use crate::forward::neurons::NEURONS;
 use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_packed};
-use crate::kernels::neurons::NeuronBlock;
+use crate::kernels::neurons::{DownTile, NeuronBlock};
 use crate::kernels::{Acts, Forms, Kernels};
 use crate::model::expert_index::{DownLayout, LayerExperts, Part};
 use crate::pool::Team;
@@ -116,7 +116,8 @@ fn sparse_down(
         let mut out = [0.0f32; TILE];
         let users = users.iter().zip(blocks.chunks_exact(per_token.max(1)));
         for ((t, w), blocks) in users.filter(|((t, _), _)| tokens.contains(t)) {
-            kernels.down_tile(down.dtype, bytes, blocks, &mut out)?;
+            let down_tile = DownTile { weights: bytes, neurons: blocks, wanted: &[] };
+            kernels.down_tile(down.dtype, &down_tile, None, &mut out)?;
             // The last tile may have fewer outputs.
             let y = tile.row(*t);
             kernels.add_scaled(y, *w, &out[..y.len()])?;

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::kernels::lanes::{LaneMatrix, PickedRows};
-use crate::kernels::neurons::NeuronBlock;
+use crate::kernels::neurons::{DownTile, NeuronBlock, Wanted};
 use crate::kernels::{ActGroup, ActRow, GROUP, Kernels};
+use crate::tensor::DType;
 use crate::tensor::matrix::Matrix;
 use crate::tensor::packed::Layout;
 
@@ -90,6 +91,28 @@ pub(crate) fn compute(
         block.times = [between - began, between.elapsed()];
     }
     Ok(())
+}
+
+/// The neurons of an expert, as the down projection takes them.
+pub(crate) struct Sparse {
+    blocks: Vec<NeuronBlock>,
+    wanted: Vec<Wanted>,
+}
+
+impl Sparse {
+    /// For weights of type `dtype`.
+    pub(crate) fn of(dtype: DType, neurons: &[Neurons]) -> Sparse {
+        let mut wanted = Vec::with_capacity(neurons.len() * NEURONS / 4);
+        for (number, block) in neurons.iter().enumerate() {
+            wanted.extend(Wanted::of(dtype, number, &block.packed));
+        }
+        Sparse { blocks: neurons.iter().map(|block| block.packed).collect(), wanted }
+    }
+
+    /// With the weights of a tile.
+    pub(crate) fn tile<'a>(&'a self, weights: &'a [u8]) -> DownTile<'a> {
+        DownTile { weights, neurons: &self.blocks, wanted: &self.wanted }
+    }
 }
 
 pub(super) fn some_rows(

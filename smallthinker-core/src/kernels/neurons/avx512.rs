@@ -7,17 +7,14 @@ use super::{NeuronBlock, NeuronsJob, lines};
 use crate::kernels::avx2::load;
 use crate::tensor::packed::{BLOCK_Q8_0, BLOCK_SCALES, LINE, TILE};
 
-/// How many blocks ahead of the arithmetic weights are requested from memory.
-const AHEAD: usize = 3;
-
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
-    let NeuronsJob { tile, neurons, out } = job;
+    let NeuronsJob { tile, neurons, mut requests, out } = job;
     // By block number modulo 8. They stay in the first-level cache; loads and stores cost nothing beside the
     // arithmetic.
     let mut sums = [[_mm512_setzero_ps(); 8]; 8];
     for (b, (codes, block)) in tile.iter().zip(neurons).enumerate() {
-        request(tile, neurons, b + AHEAD);
+        request::<B>(&mut requests, b, block);
         if !block.is_zero() {
             add_block(&mut sums[b % 8], codes, block);
         }

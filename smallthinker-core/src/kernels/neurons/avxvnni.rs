@@ -8,16 +8,13 @@ use super::{NeuronBlock, NeuronsJob, lines};
 use crate::kernels::avx2::load;
 use crate::tensor::packed::{BLOCK_Q8_0, BLOCK_SCALES, TILE};
 
-/// How many blocks ahead of the arithmetic weights are requested from memory.
-const AHEAD: usize = 3;
-
 #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
 pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
-    let NeuronsJob { tile, neurons, out } = job;
+    let NeuronsJob { tile, neurons, mut requests, out } = job;
     // By block number modulo 8. They stay in the first-level cache.
     let mut sums: [Outputs; 8] = [[_mm256_setzero_ps(); TILE / 8]; 8];
     for (b, (codes, block)) in tile.iter().zip(neurons).enumerate() {
-        request(tile, neurons, b + AHEAD);
+        request::<B>(&mut requests, b, block);
         if !block.is_zero() {
             add_half::<B, 0>(&mut sums[b % 8], codes, block);
             add_half::<B, 1>(&mut sums[b % 8], codes, block);

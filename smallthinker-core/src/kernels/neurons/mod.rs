@@ -21,7 +21,7 @@ use super::acts::ActBlock;
 use super::{Kernels, misuse};
 use crate::error::Result;
 use crate::tensor::DType;
-use crate::tensor::packed::{BLOCK_Q4_0, BLOCK_Q8_0, BLOCK_SCALES, LINE, TILE};
+use crate::tensor::packed::{BLOCK_Q4_0, BLOCK_Q8_0, BLOCK_SCALES, LINE, TILE, neuron_block_bytes};
 
 /// 32 quantized neurons without those that are zero.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,7 +31,7 @@ pub(crate) struct NeuronBlock {
     /// The sum of the values.
     pub(super) sum: i32,
     pub(super) count: u8,
-    /// The first `count` are the neurons that are not zero, ascending; the rest is 0.
+    /// The first `count` are the neurons that are not zero, ascending; the last is repeated to whole fours.
     pub(super) index: [u8; 32],
     /// Their values; the rest is 0.
     pub(super) q: [i8; 32],
@@ -54,9 +54,9 @@ impl NeuronBlock {
             (packed.index[n], packed.q[n]) = (i as u8, q);
             n += usize::from(q != 0);
         }
-        if let Some(behind) = packed.index.get_mut(n) {
-            *behind = 0;
-        }
+        // Kernels take four at a time. What they load beside the last one is the last one again.
+        let last = n.checked_sub(1).map_or(0, |last| packed.index[last]);
+        packed.index.iter_mut().skip(n).take(3).for_each(|behind| *behind = last);
         packed.count = n as u8;
         packed
     }
@@ -98,11 +98,85 @@ const fn lines(block_bytes: usize) -> usize {
     (block_bytes - BLOCK_SCALES) / (32 * LINE)
 }
 
+/// A tile of a down projection: 128 outputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DownTile<'a> {
+    /// Its weights in [`Layout::Neurons`](crate::tensor::packed::Layout::Neurons).
+    pub(crate) weights: &'a [u8],
+    /// As many blocks as the tile has.
+    pub(crate) neurons: &'a [NeuronBlock],
+    /// What is requested from memory ahead of its use: [`Wanted`] of all blocks, or nothing.
+    pub(crate) wanted: &'a [Wanted],
+}
+
+/// Where the codes of four neurons begin that are multiplied together, in bytes from the beginning of a tile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted([u32; 4]);
+
+impl Wanted {
+    /// Those of the neurons of `block` that are not zero. It is block `number` of a tile of weights of type `dtype`.
+    pub(crate) fn of(dtype: DType, number: usize, block: &NeuronBlock) -> impl Iterator<Item = Wanted> {
+        let bytes = neuron_block_bytes(dtype).unwrap_or(BLOCK_Q4_0);
+        let (codes, step) = (number * bytes + BLOCK_SCALES, lines(bytes) * LINE);
+        // A place too far away for 32 bits only makes for a useless request.
+        block.quads().map(move |(index, _)| Wanted(index.map(|i| (codes + step * usize::from(i)) as u32)))
+    }
+}
+
 /// The arguments of a kernel: the blocks of one tile, each of the type's `B` bytes, and as many blocks of neurons.
 pub(super) struct NeuronsJob<'a, const B: usize> {
-    pub(super) tile: &'a [[u8; B]],
-    pub(super) neurons: &'a [NeuronBlock],
-    pub(super) out: &'a mut [f32; TILE],
+    tile: &'a [[u8; B]],
+    neurons: &'a [NeuronBlock],
+    requests: Requests<'a>,
+    out: &'a mut [f32; TILE],
+}
+
+/// Cache lines of codes that are requested ahead of the arithmetic: one for each that is used, so that requests go out evenly.
+const AHEAD: usize = 128;
+/// Blocks whose scales are requested ahead.
+const SCALES_AHEAD: usize = 6;
+
+/// What a kernel requests from memory: all of a tile but its beginning, which was requested before, and that of the next.
+#[derive(Clone, Copy)]
+pub(super) struct Requests<'a> {
+    tile: DownTile<'a>,
+    next: Option<DownTile<'a>>,
+    /// The codes that are still to be requested of the tile, or of the next one.
+    left: &'a [Wanted],
+    /// Where that tile begins.
+    base: *const u8,
+}
+
+impl<'a> Requests<'a> {
+    fn new<const B: usize>(tile: DownTile<'a>, next: Option<DownTile<'a>>) -> Self {
+        let left = tile.wanted.get(AHEAD / 4 / lines(B)..).unwrap_or(&[]);
+        let next = next.filter(|next| !next.weights.is_empty());
+        Requests { tile, next, left, base: tile.weights.as_ptr() }
+    }
+
+    /// Where the codes of the next four neurons begin.
+    #[inline]
+    fn codes(&mut self) -> Option<[*const u8; 4]> {
+        if self.left.is_empty() && self.base == self.tile.weights.as_ptr() {
+            let next = self.next.as_ref()?;
+            (self.left, self.base) = (next.wanted, next.weights.as_ptr());
+        }
+        let (Wanted(four), rest) = self.left.split_first()?;
+        self.left = rest;
+        Some(four.map(|at| self.base.wrapping_add(at as usize)))
+    }
+
+    /// Where the scales begin that are to be requested before block `b` is computed.
+    #[inline]
+    fn scales<const B: usize>(&self, b: usize) -> Option<*const [u8; BLOCK_SCALES]> {
+        let later = b + SCALES_AHEAD;
+        let (tile, block) = match later.checked_sub(self.tile.neurons.len()) {
+            None => (&self.tile, later),
+            Some(block) => (self.next.as_ref()?, block),
+        };
+        tile.neurons.get(block).filter(|neurons| !neurons.is_zero())?;
+        Some(tile.weights.as_ptr().wrapping_add(block * B).cast())
+    }
 }
 
 /// Unsafe because it may use instructions that only some CPUs have.
@@ -115,21 +189,20 @@ pub(super) struct Functions {
 }
 
 impl Kernels {
-    /// `out` = the products of one tile's 128 outputs with the neurons. The weights behind the tile are likely to be
-    /// wanted next.
+    /// `out` = the products of one tile's outputs with the neurons. `next` is likely to be wanted after it.
     ///
     /// Errors: [`Error::Internal`](crate::Error::Internal) if the tile has not one block per block of neurons, or if
     /// the type does not lie by neuron.
     pub(crate) fn down_tile(
         &self,
         dtype: DType,
-        tile: &[u8],
-        neurons: &[NeuronBlock],
+        tile: &DownTile<'_>,
+        next: Option<&DownTile<'_>>,
         out: &mut [f32; TILE],
     ) -> Result<()> {
         match dtype {
-            DType::Q4_0 => run(self.neurons.q4_0, tile, neurons, out),
-            DType::Q8_0 => run(self.neurons.q8_0, tile, neurons, out),
+            DType::Q4_0 => run(self.neurons.q4_0, tile, next, out),
+            DType::Q8_0 => run(self.neurons.q8_0, tile, next, out),
             _ => Err(misuse("down_tile", format_args!("{dtype} weights"))),
         }
     }
@@ -138,16 +211,17 @@ impl Kernels {
 /// `kernel` must be of a set that exists.
 fn run<const B: usize>(
     kernel: NeuronsFn<B>,
-    tile: &[u8],
-    neurons: &[NeuronBlock],
+    tile: &DownTile<'_>,
+    next: Option<&DownTile<'_>>,
     out: &mut [f32; TILE],
 ) -> Result<()> {
-    let (tile, rest) = tile.as_chunks::<B>();
+    let (requests, neurons) = (Requests::new::<B>(*tile, next.copied()), tile.neurons);
+    let (tile, rest) = tile.weights.as_chunks::<B>();
     if !rest.is_empty() || tile.len() != neurons.len() {
         let detail = format_args!("{} blocks of weights, {} of neurons", tile.len(), neurons.len());
         return Err(misuse("down_tile", detail));
     }
     // SAFETY: the set exists, so the CPU has its instructions; lengths were checked above.
-    unsafe { kernel(NeuronsJob { tile, neurons, out }) };
+    unsafe { kernel(NeuronsJob { tile, neurons, requests, out }) };
     Ok(())
 }

@@ -11,7 +11,7 @@ type Outputs = [float32x4_t; TILE / 4];
 
 #[target_feature(enable = "neon,dotprod")]
 pub(in crate::kernels) fn neurons<const B: usize>(job: NeuronsJob<'_, B>) {
-    let NeuronsJob { tile, neurons, out } = job;
+    let NeuronsJob { tile, neurons, out, .. } = job;
     // By block number modulo 8. They stay in the first-level cache.
     let mut sums: [Outputs; 8] = [[vdupq_n_f32(0.0); TILE / 4]; 8];
     for (b, (codes, block)) in tile.iter().zip(neurons).enumerate() {

@@ -10,6 +10,10 @@ fn blocks(x: ActRow<'_>) -> Vec<NeuronBlock> {
     (0..x.block_count()).map(|b| NeuronBlock::new(&x.block(b).unwrap())).collect()
 }
 
+fn wanted(dtype: DType, blocks: &[NeuronBlock]) -> Vec<Wanted> {
+    blocks.iter().enumerate().flat_map(|(number, block)| Wanted::of(dtype, number, block)).collect()
+}
+
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
@@ -33,7 +37,9 @@ fn check_type(dtype: DType, file: &[u8], tile: &[u8], cols: usize, neurons: &[f3
     acts.set(&scalar::KERNELS, neurons, cols, true).unwrap();
     let blocks = blocks(acts.row(0));
     let mut want = [f32::NAN; TILE];
-    scalar::KERNELS.down_tile(dtype, tile, &blocks, &mut want).unwrap();
+    let wanted = wanted(dtype, &blocks);
+    let tile = DownTile { weights: tile, neurons: &blocks, wanted: &wanted };
+    scalar::KERNELS.down_tile(dtype, &tile, None, &mut want).unwrap();
     for set in Kernels::available() {
         let at = format!(
             "{} {dtype} {cols} neurons, {} active",
@@ -41,7 +47,7 @@ fn check_type(dtype: DType, file: &[u8], tile: &[u8], cols: usize, neurons: &[f3
             neurons.iter().filter(|n| **n != 0.0).count()
         );
         let mut out = [f32::NAN; TILE];
-        set.down_tile(dtype, tile, &blocks, &mut out).unwrap();
+        set.down_tile(dtype, &tile, Some(&tile), &mut out).unwrap();
         assert_eq!(bits(&out), bits(&want), "{at}");
         // The dense product sums in the same order, but for the scalar set.
         if matches!(set.name(), "avx2" | "avxvnni" | "avx512vnni" | "amx") {
@@ -87,10 +93,13 @@ fn a_neuron_that_is_not_finite_is_not_skipped() {
             let mut acts = Acts::new();
             acts.set(set, &neurons, 96, true).unwrap();
             let mut out = [0.0; TILE];
-            set.down_tile(dtype, &tile, &blocks(acts.row(0)), &mut out).unwrap();
+            let blocks = blocks(acts.row(0));
+            let tile = DownTile { weights: &tile, neurons: &blocks, wanted: &[] };
+            set.down_tile(dtype, &tile, None, &mut out).unwrap();
             assert!(out.iter().all(|x| x.is_nan()), "{} {dtype}", set.name());
-            assert!(set.down_tile(dtype, &tile, &[NeuronBlock::ZERO; 2], &mut out).is_err());
-            assert!(set.down_tile(DType::Q6_K, &tile, &blocks(acts.row(0)), &mut out).is_err());
+            let wrong = DownTile { neurons: &[NeuronBlock::ZERO; 2], ..tile };
+            assert!(set.down_tile(dtype, &wrong, None, &mut out).is_err());
+            assert!(set.down_tile(DType::Q6_K, &tile, None, &mut out).is_err());
         }
     }
 }
