@@ -1,6 +1,6 @@
 //! Log-probabilities of a step, from the model's own logits: before bias, penalty and temperature.
 
-use super::{check_logits, filters};
+use super::{filters, survey};
 use crate::error::{Error, Result};
 
 /// Log-probability (natural logarithm) of a chosen token and of the most probable ones.
@@ -20,12 +20,11 @@ pub struct TokenLogprobs {
 /// # Errors
 /// `logits` is empty, holds NaN or plus infinity, or nothing finite; `chosen` is not in the vocabulary.
 pub fn top_logprobs(logits: &[f32], chosen: u32, n: usize) -> Result<TokenLogprobs> {
-    check_logits(logits)?;
+    let (_, max) = survey(logits)?;
     let Some(&logit) = logits.get(chosen as usize) else {
         let allowed = format!("ids below the vocabulary size {}", logits.len());
         return Err(Error::argument("token", chosen, allowed));
     };
-    let (_, max) = super::largest(logits);
     if max == f32::NEG_INFINITY {
         return Err(Error::argument("logits", "minus infinity for every token", "at least one finite value"));
     }

@@ -81,18 +81,18 @@ impl Sampler {
     /// `logits` is empty, holds NaN or plus infinity, or nothing but minus infinity; a token of
     /// `logit_bias` or of the history's window is not in the vocabulary.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
-        check_logits(logits)?;
+        let (best, max) = survey(logits)?;
         let mut adjusted = std::mem::take(&mut self.adjusted);
-        let token = self.params.adjust(logits, history, &mut adjusted).and_then(|changed| {
-            let logits = if changed { &adjusted } else { logits };
-            self.choose(logits)
+        let token = self.params.adjust(logits, history, &mut adjusted).and_then(|changed| match changed {
+            true => self.choose(&adjusted, survey(&adjusted)?),
+            false => self.choose(logits, (best, max)),
         });
         self.adjusted = adjusted;
         token
     }
 
-    fn choose(&mut self, logits: &[f32]) -> Result<u32> {
-        let (best, max) = largest(logits);
+    /// Chooses among `logits`, of which `best` is the largest, `max`.
+    fn choose(&mut self, logits: &[f32], (best, max): (u32, f32)) -> Result<u32> {
         if max == f32::NEG_INFINITY {
             return Err(Error::argument(
                 "logits",
@@ -120,39 +120,40 @@ impl Sampler {
     }
 }
 
+/// Logits between two looks at how they compare with those before.
+const CHUNK: usize = 256;
 /// Values that are looked at together.
 const LANES: usize = 16;
 
-/// The token with the largest logit, the lowest id among equals, and its logit.
-fn largest(logits: &[f32]) -> (u32, f32) {
-    // The maximum first, of each of some lanes: that loop vectorises, and the search for its place stops early.
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (max, &l) in lanes.iter_mut().zip(chunk) {
-            *max = if l > *max { l } else { *max };
-        }
-    }
-    let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
-    let best = logits.iter().position(|&l| l == max).unwrap_or(0);
-    (best as u32, max)
-}
-
-/// Refuses empty logits and values that have no order or no finite exponential.
-fn check_logits(logits: &[f32]) -> Result<()> {
-    let allowed = "finite numbers or minus infinity";
+/// The token with the largest logit, the lowest id among equals, and its logit, in one pass. Refuses empty logits and values
+/// that have no order or no finite exponential.
+fn survey(logits: &[f32]) -> Result<(u32, f32)> {
     if logits.is_empty() || u32::try_from(logits.len()).is_err() {
         return Err(Error::argument("logits", format!("{} values", logits.len()), "one per token"));
     }
-    // Whole chunks: a loop that may stop at each value does not vectorise.
-    if logits
-        .chunks(LANES * LANES)
-        .all(|chunk| chunk.iter().fold(true, |fine, &l| fine & (l < f32::INFINITY)))
-    {
-        return Ok(());
+    let (mut place, mut max) = (0, f32::NEG_INFINITY);
+    for (i, chunk) in logits.chunks(CHUNK).enumerate() {
+        // No way out of these loops: then they are ones for vector instructions.
+        let (mut lanes, mut fine) = ([f32::NEG_INFINITY; LANES], true);
+        let (whole, rest) = chunk.as_chunks::<LANES>();
+        for values in whole {
+            for (lane, &l) in lanes.iter_mut().zip(values) {
+                fine &= l < f32::INFINITY;
+                *lane = if l > *lane { l } else { *lane };
+            }
+        }
+        if !fine || !rest.iter().all(|l| *l < f32::INFINITY) {
+            let bad = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY).unwrap_or(0);
+            let allowed = "finite numbers or minus infinity";
+            return Err(Error::argument("logits", format!("{} for token {bad}", logits[bad]), allowed));
+        }
+        let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+        if largest > max {
+            (place, max) = (i * CHUNK, largest);
+        }
     }
-    let bad = logits.iter().position(|&l| l.is_nan() || l == f32::INFINITY).unwrap_or(0);
-    Err(Error::argument("logits", format!("{} for token {bad}", logits[bad]), allowed))
+    let best = place + logits[place..].iter().position(|l| *l == max).unwrap_or(0);
+    Ok((best as u32, max))
 }
 
 #[cfg(test)]

@@ -224,12 +224,12 @@ impl Generator {
             return Ok(None);
         }
         self.evaluate(session)?;
-        // By chunks, as a loop that may stop at each value is slow.
-        if session.logits.chunks(256).any(|chunk| chunk.iter().fold(false, |nan, x| nan | x.is_nan())) {
+        let token = self.sampler.sample(&session.logits, &session.tokens).map_err(|error| {
+            // The model's fault, not that of the caller's numbers.
             let layer = session.model.hparams().n_layers;
-            return Err(Error::NotFinite { layer, what: "a logit" });
-        }
-        let token = self.sampler.sample(&session.logits, &session.tokens)?;
+            let nan = session.logits.iter().any(|x| x.is_nan());
+            if nan { Error::NotFinite { layer, what: "a logit" } } else { error }
+        })?;
         self.note_time(session);
         if self.stop_tokens.contains(&token) {
             self.finish = Some(FinishReason::Stop);
