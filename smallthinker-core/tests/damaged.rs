@@ -7,7 +7,7 @@ use std::fs;
 use common::{Fixture, Spec};
 use smallthinker_core::gguf::Gguf;
 use smallthinker_core::tensor::DType;
-use smallthinker_core::{ErrorKind, Model};
+use smallthinker_core::{ErrorKind, GenerateOptions, Model};
 
 #[test]
 fn a_scale_that_is_no_number_is_refused_by_name() {
@@ -37,4 +37,32 @@ fn a_scale_that_is_no_number_is_refused_by_name() {
     }
     fs::write(&fixture.path, whole).unwrap();
     Model::open(&fixture.path).unwrap();
+}
+
+/// Logits that have no order are the model's fault, and are said to be, whichever of the two kinds they are.
+#[test]
+fn a_logit_that_is_no_number_ends_the_generation() {
+    let fixture = Fixture::new(Spec { tied: false, ..Spec::default() });
+    let whole = fs::read(&fixture.path).unwrap();
+    let gguf = Gguf::open(&fixture.path).unwrap();
+    let row = 4 * fixture.spec.hidden;
+    let place = |name: &str, row_number: usize| gguf.tensor(name).unwrap().offset as usize + row_number * row;
+    let (norm, head) = (place("output_norm.weight", 0), |token| place("output.weight", token));
+    // NaN everywhere; plus infinity for one token and minus infinity for another, whatever the sign of the residual is.
+    let nan = vec![(norm, vec![f32::NAN])];
+    let unit = |first: f32| [vec![first], vec![0.0; fixture.spec.hidden - 1]].concat();
+    let infinite = vec![(head(7), unit(f32::INFINITY)), (head(8), unit(f32::NEG_INFINITY))];
+    for damage in [nan, infinite] {
+        let mut damaged = whole.clone();
+        for (at, values) in damage {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            damaged[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        fs::write(&fixture.path, damaged).unwrap();
+        let mut session = fixture.open().session().unwrap();
+        session.append_tokens(&[1, 2, 3]).unwrap();
+        let error = session.generate(GenerateOptions::max_tokens(3)).unwrap().complete().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+        assert!(error.to_string().contains("a logit"), "{error}");
+    }
 }

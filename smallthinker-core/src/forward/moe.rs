@@ -168,16 +168,18 @@ fn sparse_down(
         let (e, first) = (tile.rows().start, tile.cols().start / TILE);
         let outs = tile.row(e).as_chunks_mut::<TILE>().0;
         let end = first + outs.len();
-        // A run of a single tile is a thread's last one as a rule.
+        // A single tile is a thread's last as a rule.
         let goes_on = outs.len() > 1;
         let (here, there) =
             (neurons(e), (goes_on && end == tiles && e + 1 < experts).then(|| neurons(e + 1)));
         for (t, out) in (first..).zip(outs) {
             let next = match &there {
-                Some(there) if t + 1 == tiles => Some(there.tile(weights(e + 1, 0))),
-                _ => (goes_on && t + 1 < tiles).then(|| here.tile(weights(e, t + 1))),
+                Some(there) if t + 1 == tiles => Some(there.tile(weights(e + 1, 0), true)),
+                _ => (goes_on && t + 1 < tiles).then(|| here.tile(weights(e, t + 1), true)),
             };
-            kernels.down_tile(dtype, &here.tile(weights(e, t)), next.as_ref(), out)?;
+            // What came before the first is another task's to know.
+            let down = here.tile(weights(e, t), t > first);
+            kernels.down_tile(dtype, &down, next.as_ref(), out)?;
         }
         Ok(())
     })?;

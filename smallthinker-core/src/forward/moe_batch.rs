@@ -7,7 +7,7 @@ use crate::forward::moe::MoeScratch;
 use crate::forward::neurons::NEURONS;
 use crate::forward::router::Choice;
 use crate::forward::{Pass, moe_packed};
-use crate::kernels::neurons::{DownTile, NeuronBlock};
+use crate::kernels::neurons::{DownTile, NeuronBlock, Wanted};
 use crate::kernels::{Acts, Forms, Kernels};
 use crate::model::expert_index::{DownLayout, LayerExperts, Part};
 use crate::pool::Team;
@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 /// Tokens of a task of [`sparse_down`]: enough to find a tile's weights in the cache after the first.
 const SPARSE_TOKENS: usize = 64;
+/// Tokens of such a task after which most of the tile's weights are in the cache.
+const FROM_MEMORY: usize = 4;
 
 /// A token that chose an expert, and the weight of the choice.
 pub(super) type User = (usize, f32);
@@ -113,10 +115,16 @@ fn sparse_down(
         let at = tile.cols().start / TILE * tile_bytes;
         let bytes = down.data.get(at..at + tile_bytes).unwrap_or(&[]);
         let tokens = tile.rows();
-        let mut out = [0.0f32; TILE];
+        let (mut out, mut wanted) = ([0.0f32; TILE], Vec::new());
         let users = users.iter().zip(blocks.chunks_exact(per_token.max(1)));
-        for ((t, w), blocks) in users.filter(|((t, _), _)| tokens.contains(t)) {
-            let down_tile = DownTile { weights: bytes, neurons: blocks, wanted: &[] };
+        let users = users.filter(|((t, _), _)| tokens.contains(t));
+        for (i, ((t, w), blocks)) in users.enumerate() {
+            wanted.clear();
+            if i < FROM_MEMORY {
+                let numbered = blocks.iter().enumerate();
+                wanted.extend(numbered.flat_map(|(b, block)| Wanted::of(down.dtype, b, block)));
+            }
+            let down_tile = DownTile { weights: bytes, neurons: blocks, wanted: &wanted, begun: false };
             kernels.down_tile(down.dtype, &down_tile, None, &mut out)?;
             // The last tile may have fewer outputs.
             let y = tile.row(*t);

@@ -93,7 +93,8 @@ pub(crate) fn compute(
     Ok(())
 }
 
-/// The neurons of an expert, as the down projection takes them.
+/// The neurons of an expert, as the down projection takes them. Every task makes those that it needs: that takes less time than
+/// the others would wait if one thread made them for all.
 pub(crate) struct Sparse {
     blocks: Vec<NeuronBlock>,
     wanted: Vec<Wanted>,
@@ -109,9 +110,9 @@ impl Sparse {
         Sparse { blocks: neurons.iter().map(|block| block.packed).collect(), wanted }
     }
 
-    /// With the weights of a tile.
-    pub(crate) fn tile<'a>(&'a self, weights: &'a [u8]) -> DownTile<'a> {
-        DownTile { weights, neurons: &self.blocks, wanted: &self.wanted }
+    /// With the weights of a tile; `begun` tells whether the first of them have been requested.
+    pub(crate) fn tile<'a>(&'a self, weights: &'a [u8], begun: bool) -> DownTile<'a> {
+        DownTile { weights, neurons: &self.blocks, wanted: &self.wanted, begun }
     }
 }
 

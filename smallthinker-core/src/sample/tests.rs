@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn greedy_is_the_first_maximum(logits in prop::collection::vec(logit(), 1..300)) {
+    fn greedy_is_the_first_maximum(logits in prop::collection::vec(logit(), 1..1200)) {
         let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         prop_assume!(best.is_finite());
         let expected = logits.iter().position(|&l| l == best).unwrap() as u32;
@@ -211,24 +211,15 @@ fn parameters_outside_their_range_are_named() {
 }
 
 proptest! {
-    /// Against a plain search, with equals and with values that are refused, wherever they are.
     #[test]
-    fn a_greedy_choice_is_the_first_of_the_largest(
-        logits in prop::collection::vec(prop_oneof![(-3i8..3).prop_map(f32::from), Just(f32::NEG_INFINITY)], 1..1200),
-        bad in (0usize..1200, prop_oneof![Just(f32::NAN), Just(f32::INFINITY)]),
+    fn a_value_without_an_order_is_named_wherever_it_is(
+        mut logits in prop::collection::vec(logit(), 1..1200),
+        place in 0usize..1200,
+        bad in prop_oneof![Just(f32::NAN), Just(f32::INFINITY)],
     ) {
-        let greedy = || Sampler::new(params(0.0)).unwrap();
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let found = greedy().sample(&logits, &[]);
-        if max == f32::NEG_INFINITY {
-            prop_assert!(found.is_err());
-        } else {
-            prop_assert_eq!(found.unwrap() as usize, logits.iter().position(|l| *l == max).unwrap());
-        }
-        let mut wrong = logits;
-        let place = bad.0 % wrong.len();
-        wrong[place] = bad.1;
-        let error = greedy().sample(&wrong, &[]).unwrap_err().to_string();
+        let place = place % logits.len();
+        logits[place] = bad;
+        let error = Sampler::new(params(0.0)).unwrap().sample(&logits, &[]).unwrap_err().to_string();
         prop_assert!(error.contains(&format!("for token {place}")), "{}", error);
     }
 }

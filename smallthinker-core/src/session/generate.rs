@@ -225,10 +225,11 @@ impl Generator {
         }
         self.evaluate(session)?;
         let token = self.sampler.sample(&session.logits, &session.tokens).map_err(|error| {
-            // The model's fault, not that of the caller's numbers.
+            // The model's fault, not that of the caller's numbers. Minus infinity rules a token out.
             let layer = session.model.hparams().n_layers;
-            let nan = session.logits.iter().any(|x| x.is_nan());
-            if nan { Error::NotFinite { layer, what: "a logit" } } else { error }
+            let wrong = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+            let any = session.logits.iter().any(wrong);
+            if any { Error::NotFinite { layer, what: "a logit" } } else { error }
         })?;
         self.note_time(session);
         if self.stop_tokens.contains(&token) {

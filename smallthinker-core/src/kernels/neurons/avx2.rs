@@ -37,15 +37,15 @@ pub(super) fn store_sums(sums: &[Outputs; 8], out: &mut [f32; TILE]) {
     }
 }
 
-/// Requests from memory what will be used some time after block `b`: the scales of a later block, and the codes of as many
-/// neurons as this one has that are not zero. All at once: between the block's products they come a tenth slower.
+/// Requests from memory what will be used some time after block `b`: the scales of a later block, and the codes of as many fours
+/// of neurons as this one has. All at once: between the block's products they come a tenth slower.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn request<const B: usize>(requests: &mut Requests<'_>, b: usize, block: &NeuronBlock) {
     if let Some(scales) = requests.scales::<B>(b) {
         prefetch(scales);
     }
-    for _ in block.quads() {
+    for _ in 0..requests.due(block.quads().len()) {
         for codes in requests.codes().into_iter().flatten() {
             for line in 0..lines(B) {
                 prefetch_line(codes.wrapping_add(line * LINE));

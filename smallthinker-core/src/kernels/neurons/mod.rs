@@ -31,7 +31,7 @@ pub(crate) struct NeuronBlock {
     /// The sum of the values.
     pub(super) sum: i32,
     pub(super) count: u8,
-    /// The first `count` are the neurons that are not zero, ascending; the last is repeated to whole fours.
+    /// The first `count` are the neurons that are not zero, ascending; the last of them follows, to whole fours at least.
     pub(super) index: [u8; 32],
     /// Their values; the rest is 0.
     pub(super) q: [i8; 32],
@@ -87,7 +87,7 @@ impl NeuronBlock {
 
     /// Four neurons at a time, with their values as the lanes of a dot product take them.
     #[inline]
-    fn quads(&self) -> impl Iterator<Item = (&[u8; 4], &[i8; 4])> {
+    fn quads(&self) -> impl ExactSizeIterator<Item = (&[u8; 4], &[i8; 4])> {
         let quads = usize::from(self.count).div_ceil(4);
         self.index.as_chunks::<4>().0.iter().zip(self.q.as_chunks::<4>().0).take(quads)
     }
@@ -105,8 +105,10 @@ pub(crate) struct DownTile<'a> {
     pub(crate) weights: &'a [u8],
     /// As many blocks as the tile has.
     pub(crate) neurons: &'a [NeuronBlock],
-    /// What is requested from memory ahead of its use: [`Wanted`] of all blocks, or nothing.
+    /// Which codes to request from memory ahead of their use: [`Wanted`] of all blocks, or none.
     pub(crate) wanted: &'a [Wanted],
+    /// Whether the first of them have been requested, as what comes next.
+    pub(crate) begun: bool,
 }
 
 /// Where the codes of four neurons begin that are multiplied together, in bytes from the beginning of a tile.
@@ -131,13 +133,13 @@ pub(super) struct NeuronsJob<'a, const B: usize> {
     out: &'a mut [f32; TILE],
 }
 
-/// Cache lines of codes that are requested ahead of the arithmetic: one for each that is used, so that requests go out evenly.
+/// Cache lines of codes that are requested ahead of the arithmetic. For each that is used another one is requested, so that as
+/// many are on their way at any time.
 const AHEAD: usize = 128;
 /// Blocks whose scales are requested ahead.
 const SCALES_AHEAD: usize = 6;
 
-/// What a kernel requests from memory: all of a tile but its beginning, which was requested before, and that of the next.
-#[derive(Clone, Copy)]
+/// What a kernel requests from memory: the codes and scales of a tile, and the beginning of the next.
 pub(super) struct Requests<'a> {
     tile: DownTile<'a>,
     next: Option<DownTile<'a>>,
@@ -145,13 +147,23 @@ pub(super) struct Requests<'a> {
     left: &'a [Wanted],
     /// Where that tile begins.
     base: *const u8,
+    /// How many fours are missing ahead.
+    late: usize,
 }
 
 impl<'a> Requests<'a> {
     fn new<const B: usize>(tile: DownTile<'a>, next: Option<DownTile<'a>>) -> Self {
-        let left = tile.wanted.get(AHEAD / 4 / lines(B)..).unwrap_or(&[]);
+        let ahead = (AHEAD / 4 / lines(B)).min(tile.wanted.len());
+        let (begun, late) = if tile.begun { (ahead, 0) } else { (0, ahead) };
+        let left = tile.wanted.get(begun..).unwrap_or(&[]);
         let next = next.filter(|next| !next.weights.is_empty());
-        Requests { tile, next, left, base: tile.weights.as_ptr() }
+        Requests { tile, next, left, base: tile.weights.as_ptr(), late }
+    }
+
+    /// How many fours to request before a block with `quads` fours is computed.
+    #[inline]
+    fn due(&mut self, quads: usize) -> usize {
+        quads + std::mem::take(&mut self.late)
     }
 
     /// Where the codes of the next four neurons begin.
@@ -189,7 +201,8 @@ pub(super) struct Functions {
 }
 
 impl Kernels {
-    /// `out` = the products of one tile's outputs with the neurons. `next` is likely to be wanted after it.
+    /// `out` = the products of one tile's outputs with the neurons. `next` is likely to be wanted after it: its beginning is
+    /// requested.
     ///
     /// Errors: [`Error::Internal`](crate::Error::Internal) if the tile has not one block per block of neurons, or if
     /// the type does not lie by neuron.

@@ -38,7 +38,7 @@ fn check_type(dtype: DType, file: &[u8], tile: &[u8], cols: usize, neurons: &[f3
     let blocks = blocks(acts.row(0));
     let mut want = [f32::NAN; TILE];
     let wanted = wanted(dtype, &blocks);
-    let tile = DownTile { weights: tile, neurons: &blocks, wanted: &wanted };
+    let tile = DownTile { weights: tile, neurons: &blocks, wanted: &wanted, begun: false };
     scalar::KERNELS.down_tile(dtype, &tile, None, &mut want).unwrap();
     for set in Kernels::available() {
         let at = format!(
@@ -94,7 +94,7 @@ fn a_neuron_that_is_not_finite_is_not_skipped() {
             acts.set(set, &neurons, 96, true).unwrap();
             let mut out = [0.0; TILE];
             let blocks = blocks(acts.row(0));
-            let tile = DownTile { weights: &tile, neurons: &blocks, wanted: &[] };
+            let tile = DownTile { weights: &tile, neurons: &blocks, wanted: &[], begun: false };
             set.down_tile(dtype, &tile, None, &mut out).unwrap();
             assert!(out.iter().all(|x| x.is_nan()), "{} {dtype}", set.name());
             let wrong = DownTile { neurons: &[NeuronBlock::ZERO; 2], ..tile };
@@ -102,4 +102,64 @@ fn a_neuron_that_is_not_finite_is_not_skipped() {
             assert!(set.down_tile(DType::Q6_K, &tile, None, &mut out).is_err());
         }
     }
+}
+
+#[test]
+fn groups_that_are_not_full_repeat_the_last_neuron() {
+    for count in [0, 1, 4, 29, 30, 32] {
+        let mut neurons = [0.0f32; 32];
+        neurons.iter_mut().rev().take(count).for_each(|n| *n = 1.0);
+        let mut acts = Acts::new();
+        acts.set(&scalar::KERNELS, &neurons, 32, true).unwrap();
+        let block = NeuronBlock::new(&acts.row(0).block(0).unwrap());
+        let index: Vec<u8> = block.quads().flat_map(|(index, _)| *index).collect();
+        let expected = (32 - count..32).chain(std::iter::repeat(31)).take(count.next_multiple_of(4));
+        assert_eq!(index, expected.map(|i| i as u8).collect::<Vec<_>>(), "{count}");
+        assert!(block.quads().flat_map(|(_, q)| *q).skip(count).all(|q| q == 0));
+    }
+}
+
+/// Two tiles of an expert and one of another, computed one after the other.
+fn check_requests<const B: usize>(dtype: DType) {
+    let mut rng = Rng(0x5eed_0200);
+    let mut expert = || {
+        let neurons: Vec<f32> =
+            (0..768).map(|_| if rng.next() % 100 < 35 { rng.unit().abs() } else { 0.0 }).collect();
+        let mut acts = Acts::new();
+        acts.set(&scalar::KERNELS, &neurons, 768, true).unwrap();
+        let blocks = blocks(acts.row(0));
+        let wanted = wanted(dtype, &blocks);
+        (blocks, wanted)
+    };
+    let experts = [expert(), expert()];
+    let data = vec![0; 3 * 24 * B];
+    let tile = |t: usize| {
+        let (neurons, wanted) = &experts[t / 2];
+        DownTile { weights: &data[t * 24 * B..(t + 1) * 24 * B], neurons, wanted, begun: t > 0 }
+    };
+    let place = |at: *const u8| at as usize - data.as_ptr() as usize;
+    let (mut codes, mut scales) = (Vec::new(), Vec::new());
+    let (mut expected_codes, mut expected_scales) = (Vec::new(), Vec::new());
+    for t in 0..3 {
+        let mut requests = Requests::new::<B>(tile(t), (t < 2).then(|| tile(t + 1)));
+        for (b, block) in tile(t).neurons.iter().enumerate() {
+            scales.extend(requests.scales::<B>(b).map(|at| place(at.cast())));
+            for _ in 0..requests.due(block.quads().len()) {
+                codes.extend(requests.codes().into_iter().flatten().map(place));
+            }
+            let at = (24 * t + b) * B;
+            expected_scales.push(at);
+            let lines = if dtype == DType::Q8_0 { 128 } else { 64 };
+            let index = block.quads().flat_map(|(index, _)| *index);
+            expected_codes.extend(index.map(|i| at + 256 + lines * usize::from(i)));
+        }
+    }
+    assert_eq!(codes, expected_codes, "{dtype}");
+    assert_eq!(scales, expected_scales[SCALES_AHEAD..], "{dtype}");
+}
+
+#[test]
+fn everything_is_requested_once_in_the_order_of_its_use() {
+    check_requests::<BLOCK_Q4_0>(DType::Q4_0);
+    check_requests::<BLOCK_Q8_0>(DType::Q8_0);
 }
