@@ -143,6 +143,10 @@ fn decode(set: &Kernels, cache: &Cache, blocks: usize, context: usize, queries: 
             totals.fill(0.0);
             for block in 0..per_head {
                 let (keys, values) = cache.block(head * per_head + block);
+                if block + 1 < per_head {
+                    let (keys, values) = cache.block(head * per_head + block + 1);
+                    rows.announce(keys, values);
+                }
                 rows.add_block(block * BLOCK, keys, values).expect("whole blocks");
                 if block % SPAN == SPAN - 1 {
                     rows.end_span(&mut totals);
@@ -165,6 +169,10 @@ fn prefill(set: &Kernels, cache: &Cache, start: usize, tokens: usize, queries: &
             totals.fill(0.0);
             for block in 0..(first + TOKENS).div_ceil(BLOCK) {
                 let (keys, values) = cache.block(block);
+                if (block + 1) * BLOCK < first + TOKENS {
+                    let (keys, values) = cache.block(block + 1);
+                    rows.announce(keys, values);
+                }
                 rows.add_block(block * BLOCK, keys, values).expect("whole blocks");
                 if block % SPAN == SPAN - 1 {
                     rows.end_span(&mut totals);

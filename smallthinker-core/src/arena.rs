@@ -134,6 +134,12 @@ impl<T: AnyBits> SlabOf<T> {
     }
 }
 
+/// The bytes of some elements.
+pub(crate) fn bytes_of<T: AnyBits>(elements: &[T]) -> &[u8] {
+    // SAFETY: elements without padding, so that all of these bytes are initialised.
+    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
+}
+
 impl<T: AnyBits> Deref for SlabOf<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {

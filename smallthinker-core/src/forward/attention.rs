@@ -10,7 +10,7 @@ use crate::kernels::Kernels;
 use crate::kernels::attention::{QueryRows, finish, merge};
 use crate::model::hparams::Hparams;
 use crate::pool::Team;
-use crate::tiles::{Tile, tiles};
+use crate::tiles::{Tile, runs, tiles};
 
 /// Positions that are summed up on their own before they are added to earlier ones. Spans start at multiples
 /// of this, whatever the threads and the chunks, so that it does not change results who computes them.
@@ -25,6 +25,10 @@ const MAX_SPLIT_TOKENS: usize = 16;
 /// cache; the fewer, the better the threads can share.
 const TOKENS_PER_TASK: (usize, usize) = (8, 32);
 const TASKS_PER_THREAD: usize = 4;
+
+/// Bytes of the first keys that a task requests before it makes its queries ready: about as far as requests are ahead of the
+/// arithmetic later.
+const FIRST_KEYS: usize = 16384;
 
 /// Bytes of the partial results of a session of `context` positions, chunks of `chunk`.
 pub(crate) fn partial_bytes(h: &Hparams, chunk: usize, context: usize) -> u64 {
@@ -114,6 +118,11 @@ impl Chunk<'_> {
         let first = positions.start.max(span * SPAN) / PAGE * PAGE;
         for page in (first..positions.end.min((span + 1) * SPAN)).step_by(PAGE) {
             let (keys, values) = self.kv.page(page).head(kv_head);
+            if page + PAGE < positions.end {
+                // Of the next span too: as a rule this task goes on with it.
+                let (keys, values) = self.kv.page(page + PAGE).head(kv_head);
+                rows.announce(keys, values);
+            }
             rows.add_block(page, keys, values)?;
         }
         rows.end_span(totals);
@@ -171,28 +180,31 @@ fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f
     let (group, total) = (c.group(), QueryRows::total_len(c.h.head_dim));
     let positions = c.queries.visible(0).start..c.queries.start + n;
     let spans = spans(positions.clone());
-    // `[spans][kv heads][tokens][heads of the group]`
-    let (of_head, width) = (n * group * total, c.h.n_heads * n * total);
-    partial.resize(spans.len() * width, 0.0);
+    // `[kv heads][spans][tokens][heads of the group]`
+    let of_span = n * group * total;
+    let width = spans.len() * of_span;
+    partial.resize(c.h.n_kv_heads * width, 0.0);
     // Keys and values, in half precision as a rule.
     let read = n * positions.len() * c.h.n_kv_heads * c.h.head_dim * 4;
-    tiles(&team.for_bytes(read), partial, width, (1, of_head), &|tile| {
-        let kv_head = tile.cols().start / of_head;
+    runs(&team.for_bytes(read), partial, width, (of_span, usize::MAX), &|tile| {
+        let (kv_head, first) = (tile.rows().start, spans.start + tile.cols().start / of_span);
+        let (keys, _) = c.kv.page(positions.start.max(first * SPAN)).head(kv_head);
+        c.kernels.prefetch(keys.first_bytes(FIRST_KEYS));
         c.with(|TaskScratch { rows, .. }| {
             c.set_rows(rows, kv_head, 0..n)?;
-            tile.rows().try_for_each(|i| {
-                tile.row(i).fill(0.0);
-                c.add_span(rows, kv_head, spans.start + i, &positions, tile.row(i))
+            (first..).zip(tile.row(kv_head).chunks_exact_mut(of_span)).try_for_each(|(span, part)| {
+                part.fill(0.0);
+                c.add_span(rows, kv_head, span, &positions, part)
             })
         })
     })?;
     let team = team.for_bytes(size_of_val(partial.as_slice()));
     tiles(&team, out, c.h.q_dim(), (n, group * c.h.head_dim), &|tile| {
         let kv_head = tile.cols().start / (group * c.h.head_dim);
-        let parts = partial.chunks_exact(width).map(|span| &span[kv_head * of_head..(kv_head + 1) * of_head]);
+        let parts = partial[kv_head * width..(kv_head + 1) * width].chunks_exact(of_span);
         c.with(|TaskScratch { totals, .. }| {
             totals.clear();
-            totals.resize(of_head, 0.0);
+            totals.resize(of_span, 0.0);
             for part in parts {
                 let rows = totals.chunks_exact_mut(total).zip(part.chunks_exact(total));
                 rows.for_each(|(total, part)| merge(c.kernels, total, part));

@@ -18,16 +18,23 @@ pub(in crate::kernels) static FUNCTIONS: Functions = Functions {
     codes: codes::avx512::FUNCTIONS,
 };
 
+/// How far ahead lines in single precision and those that are widened to it are requested, in bytes; found by trial.
+const WIDE_AHEAD: usize = 2048;
+const HALF_AHEAD: usize = 8192;
+
 /// An element of the cache.
 pub(super) trait Element: Copy {
-    /// How far ahead lines are requested from memory, in bytes; found by trial.
-    const AHEAD: usize;
+    /// Address of the lines that are requested while `lines` are computed with; after them come those at `next`.
+    fn ahead(lines: &[Line<Self>], next: usize) -> usize;
     /// A line as `f32`. Only for CPUs with AVX-512.
     unsafe fn widen(line: &Line<Self>) -> [__m512; 2];
 }
 
 impl Element for u16 {
-    const AHEAD: usize = 8192;
+    #[inline]
+    fn ahead(_lines: &[Line<u16>], next: usize) -> usize {
+        next
+    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -44,7 +51,11 @@ impl Element for u16 {
 }
 
 impl Element for f32 {
-    const AHEAD: usize = 2048;
+    /// From caches, where they were widened, as a rule.
+    #[inline]
+    fn ahead(lines: &[Line<f32>], _next: usize) -> usize {
+        lines.as_ptr().addr().wrapping_add(WIDE_AHEAD)
+    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -55,16 +66,12 @@ impl Element for f32 {
     }
 }
 
-/// Asks for what lies `distance` bytes after this. The address may lie outside the cache.
+/// Asks for the line with this number of those at an address, whether there are any or not.
 #[inline]
-#[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn prefetch_after<T>(line: &T, distance: usize) {
-    let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(distance);
-    for part in 0..size_of::<T>().div_ceil(64) {
-        // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * part)) };
-    }
+fn prefetch_line<E>(first: usize, number: usize) {
+    let line = first.wrapping_add(number * size_of::<Line<E>>());
+    (0..size_of::<Line<E>>()).step_by(64).for_each(|at| prefetch(line.wrapping_add(at)));
 }
 
 /// Asks for what lies at this address, whether there is anything or not.
@@ -108,8 +115,10 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
                 *acc = load_line(sums);
             }
         }
-        for (q, key) in s.q.as_chunks::<R>().0.iter().zip(keys) {
-            prefetch_after(key, E::AHEAD);
+        let next = s.keys.get((g + 1) * s.dims..).filter(|keys| !keys.is_empty());
+        let ahead = E::ahead(keys, next.map_or(s.next, |keys| keys.as_ptr().addr()));
+        for (i, (q, key)) in s.q.as_chunks::<R>().0.iter().zip(keys).enumerate() {
+            prefetch_line::<E>(ahead, i);
             // SAFETY: this function has the target features that `widen` asks for.
             let key = unsafe { E::widen(key) };
             for (acc, q) in acc.iter_mut().zip(q) {
@@ -248,8 +257,9 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
     let Some(weights) = m.weights.first_chunk::<R>() else { return };
     assert!(m.positions.end <= BLOCK);
     let mut acc = load_rows::<R>(m.out, m.width);
+    let ahead = E::ahead(m.values, m.next);
     for (i, values) in m.positions.clone().zip(m.values) {
-        prefetch_after(values, E::AHEAD);
+        prefetch_line::<E>(ahead, i - m.positions.start);
         // SAFETY: this function has the target features that `widen` asks for.
         let values = unsafe { E::widen(values) };
         for r in 0..R {
@@ -264,8 +274,9 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
-    for (half, out) in halves.iter().zip(out) {
-        prefetch_after(half, u16::AHEAD);
+    let ahead = halves.as_ptr().addr().wrapping_add(HALF_AHEAD);
+    for (i, (half, out)) in halves.iter().zip(out).enumerate() {
+        prefetch_line::<u16>(ahead, i);
         // SAFETY: this function has the target features that `widen` asks for.
         store_line(&mut out.0, unsafe { u16::widen(half) });
     }

@@ -25,6 +25,19 @@ pub(super) fn fit(head_dim: usize, keys: Lines<'_>, values: Lines<'_>) -> bool {
 pub(super) struct Side<'a> {
     pub(super) lines: Lines<'a>,
     pub(super) head_dim: usize,
+    /// Address of what is read after it.
+    pub(super) next: usize,
+}
+
+impl Side<'_> {
+    /// Address of a line.
+    pub(super) fn line(&self, number: usize) -> usize {
+        let bytes = match self.lines {
+            Lines::F16(_) => size_of::<Line<u16>>(),
+            _ => size_of::<Line<f32>>(),
+        };
+        self.lines.place().0.wrapping_add(number * bytes)
+    }
 }
 
 /// Query rows, at most `Functions::rows`, as `[head_dim][rows]`.
@@ -44,15 +57,16 @@ impl Functions {
         out: &mut [[f32; BLOCK]],
     ) {
         let (Tile { rows, q }, dims, first) = (tile, keys.head_dim, positions.start);
+        let next = keys.next;
         let groups = positions.start / LANES..positions.end / LANES;
         let lines = groups.start * dims..groups.end * dims;
         out.iter_mut().take(rows).for_each(|row| row[positions.clone()].fill(0.0));
         match (keys.lines, &self.fused) {
             (Lines::F32(keys), _) => {
-                self.score(Score { rows, q, dims, keys: &keys[lines], first, out });
+                self.score(Score { rows, q, dims, keys: &keys[lines], first, next, out });
             }
             (Lines::F16(keys), Some(fused)) => {
-                let score = Score { rows, q, dims, keys: &keys[lines], first, out };
+                let score = Score { rows, q, dims, keys: &keys[lines], first, next, out };
                 // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
                 unsafe { (fused.score_f16)(score) };
             }
@@ -63,7 +77,7 @@ impl Functions {
                         let wide = &mut wide[..q.len() / rows];
                         self.widen_keys(keys, group, i, wide);
                         let (dims, first) = (wide.len(), group * LANES);
-                        self.score(Score { rows, q, dims, keys: wide, first, out });
+                        self.score(Score { rows, q, dims, keys: wide, first, next, out });
                     }
                 }
             }
@@ -86,14 +100,17 @@ impl Functions {
         for column in 0..width / LANES {
             let lines = column * BLOCK + positions.start..column * BLOCK + positions.end;
             let out = &mut out[column * LANES..];
+            // The same positions of the next column.
+            let next =
+                if column + 1 < width / LANES { values.line(lines.start + BLOCK) } else { values.next };
             match (values.lines, &self.fused) {
                 (Lines::F32(values), _) => {
                     let positions = positions.clone();
-                    self.mix(Mix { rows, weights, positions, values: &values[lines], width, out });
+                    self.mix(Mix { rows, weights, positions, values: &values[lines], next, width, out });
                 }
                 (Lines::F16(values), Some(fused)) => {
                     let positions = positions.clone();
-                    let mix = Mix { rows, weights, positions, values: &values[lines], width, out };
+                    let mix = Mix { rows, weights, positions, values: &values[lines], next, width, out };
                     // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
                     unsafe { (fused.mix_f16)(mix) };
                 }
@@ -104,7 +121,7 @@ impl Functions {
                         let all = group * LANES..(group + 1) * LANES;
                         let some = positions.start.max(all.start)..positions.end.min(all.end);
                         let values = &wide[some.start - all.start..some.end - all.start];
-                        self.mix(Mix { rows, weights, positions: some, values, width, out });
+                        self.mix(Mix { rows, weights, positions: some, values, next, width, out });
                     }
                 }
             }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::codes::{self, Ahead, SQUARES, Softened};
+use super::codes::{self, Course, SQUARES, Softened};
 use super::rows::{Form, QueryRows, tiles_of, unseen, whole_lines};
 use super::{LANES, Square, Square4, squares};
 use crate::Result;
+use crate::kernels::misuse;
 
 /// How far ahead of the arithmetic codes are requested from memory, in bytes; found by trial.
 const AHEAD: usize = 16384;
@@ -24,34 +25,36 @@ pub(super) enum Squares<'a> {
 }
 
 impl Squares<'_> {
-    /// Those with the numbers `all` in 8 bits, of which only those numbered `needed` have to be right, and what is to be requested from
-    /// memory meanwhile. If they must be unpacked, that is done in `room`.
+    /// Those with the numbers `all` in 8 bits, of which only those numbered `needed` have to be right. If they must be unpacked, that is
+    /// done in `room`.
     fn get<'s>(
         &'s self,
         functions: &codes::Functions,
         all: Range<usize>,
         needed: Range<usize>,
         room: &'s mut Vec<Square>,
-    ) -> (&'s [Square], Ahead) {
+    ) -> &'s [Square] {
         match self {
-            Squares::Eight(squares) => {
-                let squares = &squares[all];
-                (squares, Ahead::after(squares, AHEAD))
-            }
+            Squares::Eight(squares) | Squares::Unpacked(squares) => &squares[all],
             Squares::Four(squares) => {
                 room.resize(room.len().max(all.len()), Square::EMPTY);
                 let place = needed.start - all.start..needed.end - all.start;
                 // SAFETY: the set exists, so the CPU has its instructions.
                 unsafe { (functions.unpack)(&squares[needed], &mut room[place]) };
-                (&room[..all.len()], Ahead::after(&squares[all], AHEAD))
-            }
-            // In the caches already.
-            Squares::Unpacked(squares) => {
-                let squares = &squares[all];
-                (squares, Ahead::after(squares, 0))
+                &room[..all.len()]
             }
         }
     }
+}
+
+/// A block of keys and values.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    keys: Squares<'a>,
+    values: Squares<'a>,
+    course: &'a Course,
+    /// How many squares ahead of the arithmetic others are requested.
+    distance: usize,
 }
 
 impl QueryRows {
@@ -71,11 +74,19 @@ impl QueryRows {
     pub(super) fn add_coded(&mut self, first: usize, keys: Squares<'_>, values: Squares<'_>) -> Result<()> {
         self.arrange(Form::Codes)?;
         let (n, most) = (self.max.len(), self.functions.rows);
+        let next = std::mem::take(&mut self.next);
         let Some(union) = self.union(0..n, first) else { return Ok(()) };
+        let course = match (keys, values) {
+            (Squares::Four(keys), Squares::Four(values)) => Course::new(keys, values, next),
+            (Squares::Eight(keys), Squares::Eight(values)) => Course::new(keys, values, next),
+            _ => return Err(misuse("attention", "keys and values of two kinds")),
+        };
+        let course = &course;
         let seen = self.within(0, first);
         let in_one_go = n <= most && (1..n).all(|row| self.within(row, first) == seen);
         if in_one_go || matches!(keys, Squares::Eight(_)) {
-            tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
+            let block = Block { keys, values, course, distance: course.distance(AHEAD) };
+            tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, block));
             return Ok(());
         }
         // Once for all tiles, and for rows that see different positions, which take values one after the other.
@@ -84,18 +95,21 @@ impl QueryRows {
         let (all, parts, functions) =
             (squares(self.head_dim), self.head_dim.div_ceil(LANES), &self.functions.codes);
         let groups = groups(&union);
-        let keys = keys.get(functions, 0..all, groups.start * parts..groups.end * parts, of_keys).0;
+        let keys = keys.get(functions, 0..all, groups.start * parts..groups.end * parts, of_keys);
         for column in (0..all).step_by(SQUARES) {
             values.get(functions, 0..all, column + groups.start..column + groups.end, of_values);
         }
         let [keys, values] = [keys, &of_values[..]].map(Squares::Unpacked);
-        tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, keys, values));
+        // These are in the caches already; the next block is not.
+        let block = Block { keys, values, course, distance: course.block() };
+        tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, block));
         self.unpacked = unpacked;
         Ok(())
     }
 
     /// What it does for a tile of rows.
-    fn add_coded_tile(&mut self, tile: Range<usize>, first: usize, keys: Squares<'_>, values: Squares<'_>) {
+    fn add_coded_tile(&mut self, tile: Range<usize>, first: usize, block: Block<'_>) {
+        let Block { keys, values, course, distance } = block;
         let Some(union) = self.union(tile.clone(), first) else { return };
         let (parts, functions) = (self.head_dim.div_ceil(LANES), &self.functions.codes);
         let lines = whole_lines(&union);
@@ -104,7 +118,8 @@ impl QueryRows {
         for at in lines.clone().step_by(step) {
             let groups = groups(&(at..lines.end.min(at + step)));
             let some = groups.start * parts..groups.end * parts;
-            let (keys, ahead) = keys.get(functions, some.clone(), some, &mut self.room);
+            let ahead = course.ahead(some.start, distance);
+            let keys = keys.get(functions, some.clone(), some, &mut self.room);
             let out = &mut self.scores[..];
             let score = codes::Score { rows: tile.len(), q, parts, keys, first: at, ahead, out };
             // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
@@ -125,7 +140,8 @@ impl QueryRows {
                 for column in 0..parts {
                     let all = column * SQUARES..(column + 1) * SQUARES;
                     let needed = all.start + groups.start..all.start + groups.end;
-                    let (values, ahead) = values.get(functions, all, needed, &mut self.room);
+                    let ahead = course.ahead(course.keys() + all.start, distance);
+                    let values = values.get(functions, all, needed, &mut self.room);
                     let Some(values) = values.first_chunk() else { return };
                     let mix = codes::Mix {
                         rows: rows.len(),

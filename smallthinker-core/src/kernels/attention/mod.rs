@@ -24,7 +24,7 @@ mod tests;
 
 use std::ops::Range;
 
-use crate::arena::AnyBits;
+use crate::arena::{AnyBits, bytes_of};
 
 pub use rows::QueryRows;
 pub(crate) use rows::{finish, merge};
@@ -62,6 +62,29 @@ pub enum Lines<'a> {
     Q4(&'a [Square4]),
 }
 
+impl Lines<'_> {
+    /// Address and number.
+    fn place(&self) -> (usize, usize) {
+        match self {
+            Lines::F16(lines) => (lines.as_ptr().addr(), lines.len()),
+            Lines::F32(lines) => (lines.as_ptr().addr(), lines.len()),
+            Lines::Q8(squares) => (squares.as_ptr().addr(), squares.len()),
+            Lines::Q4(squares) => (squares.as_ptr().addr(), squares.len()),
+        }
+    }
+
+    /// The first bytes, up to `most`.
+    pub(crate) fn first_bytes(&self, most: usize) -> &[u8] {
+        let bytes = match self {
+            Lines::F16(lines) => bytes_of(lines),
+            Lines::F32(lines) => bytes_of(lines),
+            Lines::Q8(squares) => bytes_of(squares),
+            Lines::Q4(squares) => bytes_of(squares),
+        };
+        &bytes[..bytes.len().min(most)]
+    }
+}
+
 /// Lines of keys in a block: of 32 positions after another, `head_dim` each.
 pub const fn key_lines(head_dim: usize) -> usize {
     BLOCK / LANES * head_dim
@@ -89,6 +112,8 @@ pub(super) struct Score<'a, L> {
     pub(super) keys: &'a [L],
     /// Where in the block the first key is.
     pub(super) first: usize,
+    /// Address of what comes after these keys: requested from memory, line by line, while the last group is computed with.
+    pub(super) next: usize,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
@@ -100,6 +125,8 @@ pub(super) struct Mix<'a, L> {
     pub(super) weights: &'a [[f32; BLOCK]],
     pub(super) positions: Range<usize>,
     pub(super) values: &'a [L],
+    /// Address of what comes after these values, as above.
+    pub(super) next: usize,
     pub(super) width: usize,
     pub(super) out: &'a mut [f32],
 }

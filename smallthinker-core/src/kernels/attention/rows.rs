@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::calls::{Side, Tile, fit};
 use super::coded_rows::Squares;
-use super::codes::{Integers, QueryCodes};
+use super::codes::{Integers, QueryCodes, Run};
 use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, Square, key_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
@@ -40,6 +40,8 @@ pub struct QueryRows {
     wide: Vec<Line<f32>>,
     /// Some keys or values of 4 bits, in 8 bits.
     pub(super) room: Vec<Square>,
+    /// Where the keys and the values of the block after the next one lie.
+    pub(super) next: [Run; 2],
     /// All keys and values of a block, likewise.
     pub(super) unpacked: [Vec<Square>; 2],
 }
@@ -75,6 +77,7 @@ impl QueryRows {
             integers: Vec::new(),
             wide: Vec::new(),
             room: Vec::new(),
+            next: [(0, 0); 2],
             unpacked: [Vec::new(), Vec::new()],
         }
     }
@@ -123,6 +126,12 @@ impl QueryRows {
         head_dim.next_multiple_of(LANES) + 2
     }
 
+    /// Tells which block will come after the one that is added next, so that it is requested from memory meanwhile: blocks may lie
+    /// anywhere. Changes no result.
+    pub fn announce(&mut self, keys: Lines<'_>, values: Lines<'_>) {
+        self.next = [keys, values].map(|lines| lines.place());
+    }
+
     /// Attends to the positions `first..first + BLOCK`, as far as the rows see them. Blocks must come in
     /// ascending order.
     ///
@@ -142,14 +151,20 @@ impl QueryRows {
             return self.add_coded(first, keys, values);
         }
         self.arrange(Form::Tiles)?;
-        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim });
+        // Where nothing comes, what has been here already.
+        let next = match std::mem::take(&mut self.next) {
+            [(_, 0), _] => keys.place().0,
+            [(address, _), _] => address,
+        };
+        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim, next });
         let as_it_is = matches!(keys.lines, Lines::F32(_)) || n.div_ceil(self.functions.rows) < WIDE_TILES;
         match self.union(0..n, first) {
             Some(seen) if !as_it_is => {
                 let mut wide = std::mem::take(&mut self.wide);
                 self.functions.widen(keys, values, seen, &mut wide);
                 let (keys, values) = wide.split_at(key_lines(head_dim));
-                let [keys, values] = [keys, values].map(|lines| Side { lines: Lines::F32(lines), head_dim });
+                let [keys, values] =
+                    [keys, values].map(|lines| Side { lines: Lines::F32(lines), head_dim, next });
                 self.add_tiles(first, keys, values);
                 self.wide = wide;
             }
@@ -205,6 +220,7 @@ impl QueryRows {
         let Some(union) = self.union(tile.clone(), first) else { return };
         let q = &self.tiles[tile.start * self.head_dim..tile.end * self.head_dim];
         let rows = Tile { rows: tile.len(), q };
+        let keys = Side { next: values.line(union.start), ..keys };
         self.functions.scores(rows, keys, whole_lines(&union), &mut self.scores);
         for row in tile.clone() {
             let seen = self.within(row, first);

@@ -17,6 +17,25 @@ enum Kind {
     Q4,
 }
 
+/// Keys and values of a block.
+enum Block {
+    F16([Vec<Line<u16>>; 2]),
+    F32([Vec<Line<f32>>; 2]),
+    Q8([Vec<Square>; 2]),
+    Q4([Vec<Square4>; 2]),
+}
+
+impl Block {
+    fn sides(&self) -> [Lines<'_>; 2] {
+        match self {
+            Block::F16(sides) => sides.each_ref().map(|side| Lines::F16(side)),
+            Block::F32(sides) => sides.each_ref().map(|side| Lines::F32(side)),
+            Block::Q8(sides) => sides.each_ref().map(|side| Lines::Q8(side)),
+            Block::Q4(sides) => sides.each_ref().map(|side| Lines::Q4(side)),
+        }
+    }
+}
+
 /// Keys and values of some blocks as plain rows, of numbers that their kind can hold.
 struct Cache {
     head_dim: usize,
@@ -81,32 +100,42 @@ impl Cache {
         [keys, values]
     }
 
+    /// A block as the kernels take it.
+    fn block(&self, block: usize) -> Block {
+        match self.kind {
+            Kind::F16 => Block::F16(self.lines(block, |x| half::f16::from_f32(x).to_bits())),
+            Kind::F32 => Block::F32(self.lines(block, |x| x)),
+            Kind::Q8 => Block::Q8(self.squares(Square::EMPTY, block)),
+            Kind::Q4 => {
+                let zero = Square4 { scales: [0; LANES], codes: [0; LANES * LANES / 2] };
+                Block::Q4(self.squares(zero, block))
+            }
+        }
+    }
+
     /// `rows` see all blocks, in spans of two.
     fn attend(&self, rows: &mut QueryRows, n: usize) -> Vec<f32> {
+        let blocks: Vec<Block> = (0..self.keys.len() / BLOCK).map(|block| self.block(block)).collect();
+        self.attend_to(&blocks, |block| blocks.get(block + 1), rows, n)
+    }
+
+    /// As `attend`, to these blocks, while those that `announced` returns are announced.
+    fn attend_to<'b>(
+        &self,
+        blocks: &[Block],
+        announced: impl Fn(usize) -> Option<&'b Block>,
+        rows: &mut QueryRows,
+        n: usize,
+    ) -> Vec<f32> {
         let total = QueryRows::total_len(self.head_dim);
         let mut totals = vec![0.0; n * total];
-        for block in 0..self.keys.len() / BLOCK {
-            let first = block * BLOCK;
-            match self.kind {
-                Kind::F16 => {
-                    let [keys, values] = self.lines(block, |x| half::f16::from_f32(x).to_bits());
-                    rows.add_block(first, Lines::F16(&keys), Lines::F16(&values)).unwrap();
-                }
-                Kind::F32 => {
-                    let [keys, values] = self.lines(block, |x| x);
-                    rows.add_block(first, Lines::F32(&keys), Lines::F32(&values)).unwrap();
-                }
-                Kind::Q8 => {
-                    let [keys, values] = self.squares(Square::EMPTY, block);
-                    rows.add_block(first, Lines::Q8(&keys), Lines::Q8(&values)).unwrap();
-                }
-                Kind::Q4 => {
-                    let zero = Square4 { scales: [0; LANES], codes: [0; LANES * LANES / 2] };
-                    let [keys, values] = self.squares(zero, block);
-                    rows.add_block(first, Lines::Q4(&keys), Lines::Q4(&values)).unwrap();
-                }
+        for (i, block) in blocks.iter().enumerate() {
+            if let Some([keys, values]) = announced(i).map(Block::sides) {
+                rows.announce(keys, values);
             }
-            if block % 2 == 1 {
+            let [keys, values] = block.sides();
+            rows.add_block(i * BLOCK, keys, values).unwrap();
+            if i % 2 == 1 {
                 rows.end_span(&mut totals);
             }
         }
@@ -353,4 +382,32 @@ fn wrong_lengths_are_errors() {
     assert!(rows.add_block(0, Lines::F32(&lines), Lines::F32(&lines[..3])).is_err());
     assert!(rows.add_block(0, Lines::F32(&lines), Lines::Q8(&[])).is_err());
     assert!(rows.add_block(0, Lines::Q4(&[]), Lines::Q4(&[])).is_err());
+}
+
+/// Whatever is announced, or nothing: requests change no result, also of blocks of another kind and of none.
+#[test]
+fn what_is_announced_changes_nothing() {
+    let mut rng = Rng(0xa44);
+    let kinds = [Kind::F16, Kind::F32, Kind::Q8, Kind::Q4];
+    let empty = Block::Q8([Vec::new(), Vec::new()]);
+    for kind in kinds {
+        let cache = Cache::new(&mut rng, 64, 3, kind);
+        let blocks: Vec<Block> = (0..3).map(|block| cache.block(block)).collect();
+        // So many that blocks are widened or unpacked for all of them, and few.
+        for n in [3, 50] {
+            let q: Vec<Vec<f32>> = (0..n).map(|_| rng.vector(64)).collect();
+            let seen: Vec<Range<usize>> = (0..n).map(|row| row % 5..700 - row).collect();
+            for set in Kernels::available() {
+                let rows = || rows(set, &q, &seen);
+                let want = bits(&cache.attend(&mut rows(), n));
+                assert_eq!(bits(&cache.attend_to(&blocks, |_| None, &mut rows(), n)), want);
+                assert_eq!(bits(&cache.attend_to(&blocks, |_| Some(&empty), &mut rows(), n)), want);
+                for other in kinds {
+                    let other = Cache::new(&mut rng, 64, 1, other).block(0);
+                    let got = cache.attend_to(&blocks, |_| Some(&other), &mut rows(), n);
+                    assert_eq!(bits(&got), want, "{kind:?}, {n} rows, {}", set.name());
+                }
+            }
+        }
+    }
 }

@@ -44,7 +44,7 @@ fn score_rows<const R: usize>(s: Score<'_>) {
             let mut next = next.wrapping_add(size_of_val(&square.scales));
             for (q, keys) in q.iter().zip(square.codes.as_chunks::<{ 4 * LANES }>().0) {
                 // Of 4 bits the same line twice, which costs less than to look.
-                let bytes = size_of_val(keys) >> s.ahead.shift;
+                let bytes = size_of_val(keys) >> s.ahead.shift();
                 prefetch(next);
                 prefetch(next.wrapping_add(bytes / 2));
                 next = next.wrapping_add(bytes);
@@ -161,7 +161,7 @@ fn mix_rows<const R: usize>(m: Mix<'_>) {
         let pairs = square.codes.as_chunks::<{ 2 * LANES }>().0;
         for (i, pair) in PAIRS.into_iter().enumerate() {
             let codes = &pairs[pair];
-            prefetch(next.wrapping_add((pair * size_of_val(codes)) >> m.ahead.shift));
+            prefetch(next.wrapping_add((pair * size_of_val(codes)) >> m.ahead.shift()));
             let at = codes.as_ptr();
             // SAFETY: 32 bytes from each address, all inside the pair.
             let codes = unsafe { [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(LANES).cast())] };

@@ -89,29 +89,80 @@ impl QueryCodes {
     }
 }
 
-/// What is requested from memory while some squares are computed with, since it will be needed a while later: squares that follow on
-/// them, or on those that they were unpacked from.
+/// The squares of a block and of the one after it, in the order in which they are computed with: where they lie in memory, to be
+/// requested ahead of time.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    /// Address of the first. It may lie outside of any allocation.
-    first: usize,
-    /// Bytes of one.
+pub(super) struct Course {
+    /// Of keys, values, keys and values: address and number of squares.
+    runs: [Run; 4],
+    /// Bytes of a square.
     square: usize,
     /// As [`Coded::SHIFT`].
     shift: u32,
 }
 
-impl Ahead {
-    /// Of squares that begin `bytes` after the first of these.
-    pub(super) fn after<S: Coded>(squares: &[S], bytes: usize) -> Ahead {
-        let first = squares.as_ptr().addr().wrapping_add(bytes);
-        Ahead { first, square: size_of::<S>(), shift: S::SHIFT }
+/// Address and number of some squares that lie one behind the other.
+pub(super) type Run = (usize, usize);
+
+impl Course {
+    /// Of the keys and values of a block, and of `next`, those after them.
+    pub(super) fn new<S: Coded>(keys: &[S], values: &[S], next: [Run; 2]) -> Course {
+        let run = |squares: &[S]| (squares.as_ptr().addr(), squares.len());
+        let [next_keys, next_values] = next;
+        let runs = [run(keys), run(values), next_keys, next_values];
+        Course { runs, square: size_of::<S>(), shift: S::SHIFT }
     }
 
-    /// The bytes of the square with this number.
+    /// Squares of its keys.
+    pub(super) fn keys(&self) -> usize {
+        self.runs[0].1
+    }
+
+    /// Squares that `bytes` bytes are.
+    pub(super) fn distance(&self, bytes: usize) -> usize {
+        bytes / self.square
+    }
+
+    /// Squares of the first block.
+    pub(super) fn block(&self) -> usize {
+        self.runs[0].1 + self.runs[1].1
+    }
+
+    /// What comes `distance` squares after number `number`.
+    pub(super) fn ahead(&self, number: usize, distance: usize) -> Ahead<'_> {
+        Ahead { course: self, first: number + distance }
+    }
+}
+
+/// What is requested from memory while some squares are computed with.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<'a> {
+    course: &'a Course,
+    /// The number of the first.
+    first: usize,
+}
+
+impl Ahead<'_> {
+    /// As [`Coded::SHIFT`].
+    #[inline]
+    fn shift(&self) -> u32 {
+        self.course.shift
+    }
+
+    /// The bytes of the square with this number, from the first on.
+    #[inline]
     fn square(&self, number: usize) -> Range<usize> {
-        let first = self.first.wrapping_add(number * self.square);
-        first..first.wrapping_add(self.square)
+        let mut number = self.first + number;
+        for (first, count) in self.course.runs {
+            if number < count {
+                let at = first.wrapping_add(number * self.course.square);
+                return at..at.wrapping_add(self.course.square);
+            }
+            number -= count;
+        }
+        // Nothing comes any more: what has been here already.
+        let at = self.course.runs[0].0;
+        at..at.wrapping_add(self.course.square)
     }
 }
 
@@ -125,7 +176,7 @@ pub(super) struct Score<'a> {
     pub(super) keys: &'a [Square],
     /// Where in the block the first key is.
     pub(super) first: usize,
-    pub(super) ahead: Ahead,
+    pub(super) ahead: Ahead<'a>,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
@@ -143,7 +194,7 @@ pub(super) struct Mix<'a> {
     pub(super) gains: &'a [f32],
     pub(super) positions: Range<usize>,
     pub(super) values: &'a [Square; SQUARES],
-    pub(super) ahead: Ahead,
+    pub(super) ahead: Ahead<'a>,
     pub(super) width: usize,
     pub(super) out: &'a mut [f32],
 }
@@ -230,5 +281,30 @@ fn units(greatest: u16, widened: f32) -> Option<(f32, f32)> {
         0 => None,
         NOT_FINITE.. => Some((f32::NAN, 0.0)),
         _ => Some((widened / ONE, ONE / widened)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys, values, and those of the next block, each in a place of its own; then the first square again.
+    #[test]
+    fn squares_are_requested_in_the_order_of_their_use() {
+        let squares = vec![Square::EMPTY; 64];
+        let [keys, values, next_keys, next_values] =
+            [&squares[40..44], &squares[0..4], &squares[20..24], &squares[60..64]];
+        let run = |squares: &[Square]| (squares.as_ptr().addr(), squares.len());
+        let course = Course::new(keys, values, [run(next_keys), run(next_values)]);
+        assert_eq!((course.keys(), course.block(), course.distance(3 * size_of::<Square>())), (4, 8, 3));
+        let places = (0..18).map(|number| {
+            let bytes = course.ahead(1, 1).square(number);
+            assert_eq!(bytes.len(), size_of::<Square>());
+            (bytes.start - squares.as_ptr().addr()) / size_of::<Square>()
+        });
+        let want = [42, 43, 0, 1, 2, 3, 20, 21, 22, 23, 60, 61, 62, 63, 40, 40, 40, 40];
+        assert_eq!(places.collect::<Vec<_>>(), want);
+        let alone = Course::new(keys, values, [(0, 0); 2]);
+        assert_eq!(alone.ahead(0, 8).square(0), alone.ahead(0, 0).square(0));
     }
 }
