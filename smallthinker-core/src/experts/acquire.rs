@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::entries::Entry;
 use super::queue::Urgency;
-use super::slot::{Entry, ExpertId, ExpertSlot, State};
+use super::slot::{ExpertId, ExpertSlot, State};
 use super::{ExpertCache, POLL};
 use crate::cancel::CancelFlag;
 use crate::pool::Team;
@@ -68,7 +69,7 @@ impl ExpertCache {
 fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Result<Found>, usize) {
     let mut found = Vec::new();
     for (place, &expert) in experts.iter().enumerate() {
-        if let Some(Entry::Ready(slot)) = state.entries.get(&(layer, expert)) {
+        if let Some(Entry::Ready(slot)) = state.entries.get((layer, expert)) {
             found.push((place, Arc::clone(slot)));
             state.acquired((layer, expert));
         }
@@ -76,10 +77,10 @@ fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Result<Found>, u
     let mut loads = 0;
     // While those are computed, the others can be read.
     for id in experts.iter().map(|&expert| (layer, expert)) {
-        match state.entries.get(&id) {
+        match state.entries.get(id) {
             Some(Entry::Failed(_)) => {
-                if let Some(Entry::Failed(error)) = state.entries.remove(&id) {
-                    return (Err(error), loads);
+                if let Some(Entry::Failed(error)) = state.entries.remove(id) {
+                    return (Err(*error), loads);
                 }
             }
             Some(_) => {}

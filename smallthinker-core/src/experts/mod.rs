@@ -5,12 +5,14 @@
 //! reader that fills them, the pass that rearranges them, or the cache, which lends them out for reading.
 //! So an expert that is not fully read can't be computed with, by construction.
 //!
-//! File order: `queue` (what is to be read) and `slot` (who is where) → `readers` (threads that fill slots), `arrange`
-//! (compute threads bring what was read into its layout) and `fetch` (compute threads do both) → this file and `acquire`
-//! (what a pass sees); `policy` says what to evict, `stats` what happened.
+//! File order: `queue` (what is to be read), `entries` (what is known of each expert) and `slot` (who is where) →
+//! `readers` (threads that fill slots), `arrange` (compute threads bring what was read into its layout) and `fetch`
+//! (compute threads do both) → this file and `acquire` (what a pass sees); `policy` says what to evict, `stats` what
+//! happened.
 
 mod acquire;
 mod arrange;
+mod entries;
 mod fetch;
 pub(crate) mod policy;
 pub(crate) mod queue;
@@ -38,11 +40,12 @@ use crate::gguf::{Reads, Source};
 use crate::model::expert_index::ExpertIndex;
 use crate::pool::Team;
 
+use entries::Entry;
 pub use policy::CachePolicy;
 use queue::Urgency;
 use readers::Readers;
-use slot::{Entry, Slot, State};
 pub(crate) use slot::{ExpertId, ExpertSlot};
+use slot::{Slot, State};
 pub use stats::{ExpertStats, LookAheadStats};
 use sync::{Condvar, Mutex, MutexGuard};
 
@@ -209,10 +212,10 @@ impl ExpertCache {
         let mut loads = 0;
         for id in awaited {
             // An earlier pass's failure: read again.
-            if matches!(state.entries.get(&id), Some(Entry::Failed(_))) {
-                state.entries.remove(&id);
+            if matches!(state.entries.get(id), Some(Entry::Failed(_))) {
+                state.entries.remove(id);
             }
-            match state.entries.get_mut(&id) {
+            match state.entries.get_mut(id) {
                 Some(Entry::Ready(_) | Entry::Raw(_)) => state.stats.hits += 1,
                 Some(Entry::Loading(loading)) => {
                     loading.again = true;
@@ -232,7 +235,7 @@ impl ExpertCache {
     pub(crate) fn remind(&self, most: usize) {
         let mut state = self.shared.lock();
         let mut awaited: Vec<ExpertId> = state.awaited().take(most).collect();
-        awaited.retain(|id| !state.entries.contains_key(id));
+        awaited.retain(|id| !state.entries.contains(*id));
         let loads = awaited.into_iter().take_while(|id| state.load_chosen(*id, Urgency::Chosen)).count();
         drop(state);
         self.shared.wake_readers(loads);
@@ -242,12 +245,12 @@ impl ExpertCache {
     /// as far as slots can be had that will not be needed sooner.
     pub(crate) fn guess(&self, layer: usize, experts: &[usize]) {
         let mut state = self.shared.lock();
-        if state.awaited().any(|id| !state.entries.contains_key(&id)) {
+        if state.awaited().any(|id| !state.entries.contains(id)) {
             return; // first what has been chosen
         }
         state.revise(layer, experts);
         let mut absent: Vec<ExpertId> = experts.iter().map(|expert| (layer, *expert)).collect();
-        absent.retain(|id| !state.entries.contains_key(id));
+        absent.retain(|id| !state.entries.contains(*id));
         let loads = absent.into_iter().take_while(|id| state.load(*id, Urgency::Guess)).count();
         drop(state);
         self.shared.wake_readers(loads);
@@ -354,7 +357,7 @@ impl ExpertCache {
                     let mut state = self.shared.lock();
                     let mut loads = 0;
                     for id in (0..self.shared.index.n_experts).map(|expert| (ahead, expert)) {
-                        if !state.entries.contains_key(&id) {
+                        if !state.entries.contains(id) {
                             loads += usize::from(state.load(id, Urgency::Chosen));
                         }
                     }

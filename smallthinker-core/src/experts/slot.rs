@@ -1,9 +1,9 @@
 //! Slots and their states.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::entries::{Entries, Entry, Loading};
 use super::policy::Policy;
 use super::queue::{Job, Queue, Urgency};
 use super::stats::{ExpertStats, Stopwatch};
@@ -52,34 +52,6 @@ impl ExpertSlot {
     }
 }
 
-/// What the cache knows of an expert. No entry: absent.
-pub(super) enum Entry {
-    /// On its way; the queue and the readers own the pieces that have not arrived.
-    Loading(Loading),
-    /// In memory, but some of it as in the file: [`arrange`](super::arrange) makes it ready.
-    Raw(Slot),
-    Ready(Arc<ExpertSlot>),
-    /// The read failed. The first to ask gets the reason; the request after that reads again.
-    Failed(Error),
-}
-
-/// An expert on its way.
-pub(super) struct Loading {
-    /// What came back: with weights in it, unless something failed.
-    arrived: Vec<Option<PieceMemory>>,
-    failed: Option<Error>,
-    /// A later pass than the one that began it wants it too. What failed before that pass had asked for anything is
-    /// no failure of its own, so it is tried again.
-    pub(super) again: bool,
-}
-
-impl Loading {
-    /// With `pieces` pieces, none of which is here.
-    fn of(pieces: usize) -> Loading {
-        Loading { arrived: (0..pieces).map(|_| None).collect(), failed: None, again: false }
-    }
-}
-
 /// The layer that the pass in progress has come to, and its experts that are still to be computed.
 #[derive(Default)]
 struct Awaited {
@@ -95,7 +67,7 @@ impl Awaited {
 }
 
 pub(super) struct State {
-    pub(super) entries: HashMap<ExpertId, Entry>,
+    pub(super) entries: Entries,
     pub(super) queue: Queue,
     policy: Box<dyn Policy>,
     awaited: Awaited,
@@ -126,7 +98,7 @@ impl State {
         let mut free = new_slots(slots + spares, index)?;
         let spare = if spares > 0 { free.pop() } else { None };
         Ok(State {
-            entries: HashMap::new(),
+            entries: Entries::new(index.layers.len(), index.n_experts),
             queue: Queue::default(),
             policy,
             awaited: Awaited::default(),
@@ -167,7 +139,7 @@ impl State {
                 continue;
             }
             let chosen = self.awaited.contains(id);
-            match self.entries.get(&id) {
+            match self.entries.get(id) {
                 Some(Entry::Ready(_) | Entry::Raw(_)) if chosen => self.stats.look_ahead.on_time += 1,
                 Some(Entry::Ready(_) | Entry::Raw(_)) => self.stats.look_ahead.wasted += 1,
                 Some(Entry::Loading(_)) if chosen => {
@@ -185,10 +157,10 @@ impl State {
 
     /// Takes back a guess, if nobody reads any of it yet; returns whether it could.
     fn withdraw(&mut self, id: ExpertId) -> bool {
-        let Some(Entry::Loading(loading)) = self.entries.get(&id) else { return false };
+        let Some(Entry::Loading(loading)) = self.entries.get(id) else { return false };
         let Some(slot) = self.queue.withdraw(id, loading.arrived.len()) else { return false };
         self.stats.look_ahead.withdrawn += 1;
-        self.entries.remove(&id);
+        self.entries.remove(id);
         self.policy.removed(id);
         self.free.push(slot);
         true
@@ -220,7 +192,7 @@ impl State {
     pub(super) fn load(&mut self, id: ExpertId, urgency: Urgency) -> bool {
         let Some(slot) = self.take_slot(urgency) else { return false };
         self.policy.inserted(id);
-        self.entries.insert(id, Entry::Loading(Loading::of(slot.len())));
+        self.entries.insert(id, Entry::Loading(Box::new(Loading::of(slot.len()))));
         if urgency == Urgency::Guess {
             self.stats.look_ahead.requested += 1;
             self.guessed.push(id);
@@ -256,7 +228,7 @@ impl State {
     fn evict(&mut self, urgency: Urgency) -> Option<Slot> {
         let (entries, awaited, guessed) = (&self.entries, &self.awaited, &self.guessed);
         // The lock is held, and clones are made only under it: a count of one stays one.
-        let idle = |id: &ExpertId| match entries.get(id) {
+        let idle = |id: &ExpertId| match entries.get(*id) {
             Some(Entry::Ready(slot)) => Arc::strong_count(slot) == 1,
             Some(Entry::Raw(_)) => true,
             _ => false,
@@ -278,7 +250,7 @@ impl State {
     /// Takes the slot of an expert that is in memory and not held.
     fn drop_entry(&mut self, id: ExpertId) -> Option<Slot> {
         self.policy.removed(id);
-        let pieces = match self.entries.remove(&id)? {
+        let pieces = match self.entries.remove(id)? {
             Entry::Ready(slot) => Arc::into_inner(slot)?.pieces,
             Entry::Raw(pieces) => pieces,
             _ => return None,
@@ -291,7 +263,7 @@ impl State {
     /// Begins to load what the pass has chosen and is absent, as far as slots can be had, and takes that from the queue: the
     /// caller reads it and brings it back.
     pub(super) fn take_awaited(&mut self) -> Vec<Job> {
-        let awaited: Vec<ExpertId> = self.awaited().filter(|id| !self.entries.contains_key(id)).collect();
+        let awaited: Vec<ExpertId> = self.awaited().filter(|id| !self.entries.contains(*id)).collect();
         let first = self.queue.chosen();
         for id in awaited {
             if !self.load_chosen(id, Urgency::Chosen) {
@@ -308,7 +280,7 @@ impl State {
     /// Takes back a piece from a reader. The expert becomes ready, raw or failed with the last of its pieces: before, some
     /// reader still owns some of the slot. Returns whether it is to be read again instead.
     pub(super) fn arrived(&mut self, job: Job, result: Result<u64>) -> bool {
-        let Some(Entry::Loading(loading)) = self.entries.get_mut(&job.id) else { return false };
+        let Some(Entry::Loading(loading)) = self.entries.get_mut(job.id) else { return false };
         loading.arrived[job.piece] = Some(job.bytes);
         match result {
             Ok(read) => self.stats.bytes_read += read,
@@ -340,16 +312,16 @@ impl State {
         self.policy.removed(id);
         self.guessed.retain(|guess| *guess != id);
         self.free.push(pieces);
-        self.entries.insert(id, Entry::Failed(error));
+        self.entries.insert(id, Entry::Failed(Box::new(error)));
     }
 
     /// Takes one of a layer's `experts` that is raw, and the memory to rearrange it in; until it is
     /// [brought back](Self::arranged), it is on its way.
     pub(super) fn take_raw(&mut self, layer: usize, experts: &[usize]) -> Option<(ExpertId, Slot, Slot)> {
         let mut ids = experts.iter().map(|&expert| (layer, expert));
-        let id = ids.find(|id| matches!(self.entries.get(id), Some(Entry::Raw(_))))?;
+        let id = ids.find(|id| matches!(self.entries.get(*id), Some(Entry::Raw(_))))?;
         let spare = self.spare.take()?;
-        match self.entries.insert(id, Entry::Loading(Loading::of(spare.len()))) {
+        match self.entries.insert(id, Entry::Loading(Box::new(Loading::of(spare.len())))) {
             Some(Entry::Raw(pieces)) => Some((id, pieces, spare)),
             _ => None,
         }
@@ -388,7 +360,7 @@ impl State {
     }
 
     pub(super) fn loading(&self) -> usize {
-        self.entries.values().filter(|e| matches!(e, Entry::Loading(_))).count()
+        self.entries.iter().filter(|e| matches!(e, Entry::Loading(_))).count()
     }
 }
 
