@@ -209,6 +209,15 @@ impl KvCache {
     ) -> Result<()> {
         let (start, head_dim) = (self.len, self.head_dim);
         let end = start + new.rows.len() / new.stride.max(1);
+        let not_reserved = || Error::Internal { message: "KV pages were not reserved".into() };
+        if end - start == 1 {
+            // Not worth waking anybody.
+            let page = self.page_mut(layer, start).ok_or_else(not_reserved)?;
+            return page.heads_mut().enumerate().try_for_each(|(head, mut lines)| {
+                let of = |at: usize| &new.rows[at + head * head_dim..][..head_dim];
+                lines.write(kernels, start % PAGE, of(new.keys), of(new.values))
+            });
+        }
         let l = &mut self.layers[layer];
         // Where each touched page lies; no two in the same place, as a ring is longer than a chunk.
         let mut firsts: Vec<Option<usize>> = vec![None; l.pages.len()];
@@ -226,9 +235,9 @@ impl KvCache {
         }
         let pages = end.div_ceil(PAGE) - start / PAGE;
         if parts.len() != pages * self.n_kv_heads {
-            return Err(Error::Internal { message: "KV pages were not reserved".into() });
+            return Err(not_reserved());
         }
-        let write = |i: usize| {
+        team.run(parts.len(), &|i| {
             // Each part has one task: nobody waits here.
             let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
             let (first, head, lines) = &mut *part;
@@ -238,9 +247,7 @@ impl KvCache {
                 lines.write(kernels, position - *first, of(new.keys), of(new.values))?;
             }
             Ok(())
-        };
-        // A single position is not worth waking anybody.
-        if end - start <= 1 { (0..parts.len()).try_for_each(write) } else { team.run(parts.len(), &write) }
+        })
     }
 
     /// Notes that all layers were written for the next `n` positions.
@@ -296,7 +303,7 @@ impl KvCache {
         self.n_kv_heads
     }
 
-    /// The page to restore `position` into, after `reserve`.
+    /// The page to write `position` into, after `reserve`.
     pub(crate) fn page_mut(&mut self, layer: usize, position: usize) -> Option<&mut Page> {
         let l = &mut self.layers[layer];
         let at = l.page_index(position);

@@ -142,12 +142,12 @@ impl Page {
         let dim = head.head_dim;
         match &mut head.lines {
             LinesMut::F16(lines) => {
-                let row = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
-                put(lines, part, dim, position, 0, row);
+                let row: Vec<u16> = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+                put_row(lines, part, dim, position, &row);
             }
             LinesMut::F32(lines) => {
-                let row = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-                put(lines, part, dim, position, 0, row);
+                let row: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                put_row(lines, part, dim, position, &row);
             }
             LinesMut::Q8(squares) => set_codes(squares, part, dim, position, bytes),
             LinesMut::Q4(squares) => set_codes(squares, part, dim, position, bytes),
@@ -196,10 +196,10 @@ impl HeadMut<'_> {
                         let mut halves = [0; LANES];
                         let halves = &mut halves[..x.len()];
                         kernels.f32_to_f16(x, halves)?;
-                        put(lines, part, self.head_dim, position, i * LANES, halves.iter().copied());
+                        put(lines, part, self.head_dim, position, i * LANES, halves);
                     }
                     LinesMut::F32(lines) => {
-                        put(lines, part, self.head_dim, position, i * LANES, x.iter().copied());
+                        put(lines, part, self.head_dim, position, i * LANES, x);
                     }
                     LinesMut::Q8(squares) => {
                         kv_codes::put(squares, part, self.head_dim, position, i, &Square::quantize(x));
@@ -214,21 +214,22 @@ impl HeadMut<'_> {
     }
 }
 
-/// Puts elements `dim..` of one position where they belong.
-fn put<E>(
-    lines: &mut [Line<E>],
-    part: Part,
-    head_dim: usize,
-    position: usize,
-    dim: usize,
-    row: impl Iterator<Item = E>,
-) {
-    let start = match part {
-        Part::Keys => 0,
-        Part::Values => key_lines(head_dim),
-    };
-    for (x, d) in row.zip(dim..) {
-        let (line, lane) = part.place(head_dim, position, d);
-        lines[start + line].0[lane] = x;
+/// Puts elements `dim..` of one position where they belong: up to 32, from a multiple of that on.
+fn put<E: Copy>(lines: &mut [Line<E>], part: Part, head_dim: usize, position: usize, dim: usize, row: &[E]) {
+    match part {
+        Part::Keys => {
+            let (first, lane) = part.place(head_dim, position, dim);
+            lines[first..].iter_mut().zip(row).for_each(|(line, x)| line.0[lane] = *x);
+        }
+        Part::Values => {
+            let (line, lane) = part.place(head_dim, position, dim);
+            lines[key_lines(head_dim) + line].0[lane..lane + row.len()].copy_from_slice(row);
+        }
     }
+}
+
+/// Puts all elements of one position where they belong.
+fn put_row<E: Copy>(lines: &mut [Line<E>], part: Part, head_dim: usize, position: usize, row: &[E]) {
+    let parts = row.chunks(LANES).enumerate();
+    parts.for_each(|(i, row)| put(lines, part, head_dim, position, i * LANES, row));
 }

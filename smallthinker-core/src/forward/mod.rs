@@ -18,6 +18,7 @@ mod rope;
 mod router;
 mod sparse_head;
 
+use crate::arena::bytes_of;
 use crate::cancel::CancelFlag;
 use crate::experts::ExpertCache;
 use crate::gguf::Source;
@@ -152,6 +153,10 @@ impl Pass<'_> {
 
     fn layer(&mut self, layer: usize, n: usize, kv: &mut KvCache, s: &mut Scratch) -> Result<()> {
         let (h, w) = (self.h, &self.weights.layers[layer]);
+        // While all threads are at work: one will need them.
+        for weights in [&w.attn_norm, &w.ffn_norm] {
+            self.kernels.prefetch(bytes_of(weights));
+        }
         self.route(layer, w, s)?;
         self.cache.request(layer, n, s.choices.iter().map(|c| c.expert));
         self.clock.lap(Stage::Router);
@@ -206,7 +211,7 @@ impl Pass<'_> {
         tiles(self.team, &mut s.choices, h.top_k, (ROWS_PER_TASK, h.top_k), &|tile| {
             for t in tile.rows() {
                 let logits = &logits[t * h.n_experts..(t + 1) * h.n_experts];
-                tile.row(t).copy_from_slice(&choose(logits, h.top_k, h.gating, layer)?);
+                choose(logits, h.gating, layer, tile.row(t))?;
             }
             Ok(())
         })

@@ -10,38 +10,68 @@ pub(crate) struct Choice {
     pub(crate) weight: f32,
 }
 
-/// The `top_k` largest of `logits` (the lower index first among equals), with weights that sum to one, in
-/// ascending order of the expert number: the order in which outputs are added, for any batch.
+/// Makes `chosen` the largest of `logits`, as many as it is long (the lower index first among equals), with weights that sum to
+/// one, in ascending order of the expert number: the order in which outputs are added, for any batch.
 ///
-/// Errors: [`Error::NotFinite`] naming the layer if a logit is NaN or infinite.
-pub(crate) fn choose(logits: &[f32], top_k: usize, gating: Gating, layer: usize) -> Result<Vec<Choice>> {
+/// Errors: [`Error::NotFinite`] naming the layer if a logit is NaN or infinite; [`Error::Internal`] if there are fewer logits
+/// than places.
+pub(crate) fn choose(logits: &[f32], gating: Gating, layer: usize, chosen: &mut [Choice]) -> Result<()> {
     if logits.iter().any(|x| !x.is_finite()) {
         return Err(Error::NotFinite { layer, what: "a router logit" });
     }
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    let rank = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
-    if (1..order.len()).contains(&top_k) {
-        order.select_nth_unstable_by(top_k - 1, rank);
+    if logits.len() < chosen.len() {
+        let message = format!("{} of {} experts", chosen.len(), logits.len());
+        return Err(Error::Internal { message });
     }
-    order.truncate(top_k);
-    order.sort_unstable_by(rank);
-    let best = order.first().map_or(0.0, |&i| logits[i]);
-    let raw = |i: usize| match gating {
-        Gating::Softmax => (logits[i] - best).exp(),
-        Gating::Sigmoid => 1.0 / (1.0 + (-logits[i]).exp()),
-    };
+    // The best so far in order of rank, with logits for weights: few, so that moving them costs less than sorting all.
+    let mut n = 0;
+    for (expert, &logit) in logits.iter().enumerate() {
+        let better = |than: &Choice| logit.total_cmp(&than.weight).is_gt();
+        if n == chosen.len() && !chosen.last().is_some_and(better) {
+            continue;
+        }
+        n = chosen.len().min(n + 1);
+        let mut place = n - 1;
+        while place > 0 && better(&chosen[place - 1]) {
+            chosen[place] = chosen[place - 1];
+            place -= 1;
+        }
+        chosen[place] = Choice { expert, weight: logit };
+    }
+    let best = chosen.first().map_or(0.0, |c| c.weight);
+    for c in &mut *chosen {
+        c.weight = match gating {
+            Gating::Softmax => (c.weight - best).exp(),
+            Gating::Sigmoid => 1.0 / (1.0 + (-c.weight).exp()),
+        };
+    }
     // In order of rank, so that the sum's rounding does not depend on expert numbers.
-    let sum: f32 = order.iter().map(|&i| raw(i)).sum();
+    let sum: f32 = chosen.iter().map(|c| c.weight).sum();
     // All sigmoids can underflow to zero; equal shares are the limit of the ratio.
-    let share = |i| if sum > 0.0 { raw(i) / sum } else { 1.0 / top_k as f32 };
-    order.sort_unstable();
-    Ok(order.into_iter().map(|i| Choice { expert: i, weight: share(i) }).collect())
+    let equal = 1.0 / chosen.len() as f32;
+    chosen.iter_mut().for_each(|c| c.weight = if sum > 0.0 { c.weight / sum } else { equal });
+    chosen.sort_unstable_by_key(|c| c.expert);
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn choose(logits: &[f32], top_k: usize, gating: Gating, layer: usize) -> Result<Vec<Choice>> {
+        let mut chosen = vec![Choice { expert: usize::MAX, weight: f32::NAN }; top_k];
+        super::choose(logits, gating, layer, &mut chosen)?;
+        Ok(chosen)
+    }
+
+    #[test]
+    fn more_than_there_are_is_an_error() {
+        assert!(choose(&[1.0, 2.0], 3, Gating::Softmax, 0).is_err());
+        assert_eq!(choose(&[1.0, 2.0], 0, Gating::Softmax, 0).unwrap(), []);
+        let all = choose(&[1.0, 2.0, 1.5], 3, Gating::Softmax, 0).unwrap();
+        assert_eq!(all.iter().map(|c| c.expert).collect::<Vec<_>>(), [0, 1, 2]);
+    }
 
     #[test]
     fn ties_go_to_the_lower_index_and_nan_is_named() {
