@@ -143,7 +143,7 @@ fn decode(set: &Kernels, cache: &Cache, blocks: usize, context: usize, queries: 
             totals.fill(0.0);
             for block in 0..per_head {
                 let (keys, values) = cache.block(head * per_head + block);
-                if block + 1 < per_head {
+                if head * per_head + block + 1 < blocks {
                     let (keys, values) = cache.block(head * per_head + block + 1);
                     rows.announce(keys, values);
                 }

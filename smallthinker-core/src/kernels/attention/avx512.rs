@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, EXP2, EXP2_MIN, Functions, Fused, LANES, Line, Mix, SUMS, Score, codes, rows};
+use super::{BLOCK, EXP2, EXP2_MIN, Functions, Fused, LANES, Line, Mix, Run, SUMS, Score, codes, rows};
 
 /// 14 rows of two vectors, two vectors of keys or values and one of a query or a weight: 31 of 32 registers.
 pub(super) const ROWS: usize = 14;
@@ -24,15 +24,15 @@ const HALF_AHEAD: usize = 8192;
 
 /// An element of the cache.
 pub(super) trait Element: Copy {
-    /// Address of the lines that are requested while `lines` are computed with; after them come those at `next`.
-    fn ahead(lines: &[Line<Self>], next: usize) -> usize;
+    /// The lines that are requested while `lines` are computed with; after them come `next`.
+    fn ahead(lines: &[Line<Self>], next: Run) -> Run;
     /// A line as `f32`. Only for CPUs with AVX-512.
     unsafe fn widen(line: &Line<Self>) -> [__m512; 2];
 }
 
 impl Element for u16 {
     #[inline]
-    fn ahead(_lines: &[Line<u16>], next: usize) -> usize {
+    fn ahead(_lines: &[Line<u16>], next: Run) -> Run {
         next
     }
 
@@ -53,8 +53,8 @@ impl Element for u16 {
 impl Element for f32 {
     /// From caches, where they were widened, as a rule.
     #[inline]
-    fn ahead(lines: &[Line<f32>], _next: usize) -> usize {
-        lines.as_ptr().addr().wrapping_add(WIDE_AHEAD)
+    fn ahead(lines: &[Line<f32>], _next: Run) -> Run {
+        (lines.as_ptr().addr().wrapping_add(WIDE_AHEAD), lines.len())
     }
 
     #[inline]
@@ -66,12 +66,16 @@ impl Element for f32 {
     }
 }
 
-/// Asks for the line with this number of those at an address, whether there are any or not.
+/// Asks for line number `number` of some, if there is such a line, and for every `step`-th after it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn prefetch_line<E>(first: usize, number: usize) {
-    let line = first.wrapping_add(number * size_of::<Line<E>>());
-    (0..size_of::<Line<E>>()).step_by(64).for_each(|at| prefetch(line.wrapping_add(at)));
+fn prefetch_lines<E>((first, count): Run, number: usize, step: usize) {
+    let mut number = number;
+    while number < count {
+        let line = first.wrapping_add(number * size_of::<Line<E>>());
+        (0..size_of::<Line<E>>()).step_by(64).for_each(|at| prefetch(line.wrapping_add(at)));
+        number += step;
+    }
 }
 
 /// Asks for what lies at this address, whether there is anything or not.
@@ -115,10 +119,10 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
                 *acc = load_line(sums);
             }
         }
-        let next = s.keys.get((g + 1) * s.dims..).filter(|keys| !keys.is_empty());
-        let ahead = E::ahead(keys, next.map_or(s.next, |keys| keys.as_ptr().addr()));
+        let next = s.keys.get((g + 1) * s.dims..(g + 2) * s.dims);
+        let ahead = E::ahead(keys, next.map_or(s.next, |keys| (keys.as_ptr().addr(), keys.len())));
         for (i, (q, key)) in s.q.as_chunks::<R>().0.iter().zip(keys).enumerate() {
-            prefetch_line::<E>(ahead, i);
+            prefetch_lines::<E>(ahead, i, s.dims);
             // SAFETY: this function has the target features that `widen` asks for.
             let key = unsafe { E::widen(key) };
             for (acc, q) in acc.iter_mut().zip(q) {
@@ -259,7 +263,7 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
     let mut acc = load_rows::<R>(m.out, m.width);
     let ahead = E::ahead(m.values, m.next);
     for (i, values) in m.positions.clone().zip(m.values) {
-        prefetch_line::<E>(ahead, i - m.positions.start);
+        prefetch_lines::<E>(ahead, i - m.positions.start, BLOCK);
         // SAFETY: this function has the target features that `widen` asks for.
         let values = unsafe { E::widen(values) };
         for r in 0..R {
@@ -274,9 +278,9 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
-    let ahead = halves.as_ptr().addr().wrapping_add(HALF_AHEAD);
+    let ahead = (halves.as_ptr().addr().wrapping_add(HALF_AHEAD), halves.len());
     for (i, (half, out)) in halves.iter().zip(out).enumerate() {
-        prefetch_line::<u16>(ahead, i);
+        prefetch_lines::<u16>(ahead, i, BLOCK);
         // SAFETY: this function has the target features that `widen` asks for.
         store_line(&mut out.0, unsafe { u16::widen(half) });
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, Functions, LANES, Line, Lines, Mix, Score, key_lines, squares, value_lines};
+use super::{BLOCK, Functions, LANES, Line, Lines, Mix, Run, Score, key_lines, squares, value_lines};
 
 /// Lines that are widened at a time: they stay in the first-level cache.
 type Buffer = [Line<f32>; LANES];
@@ -25,18 +25,18 @@ pub(super) fn fit(head_dim: usize, keys: Lines<'_>, values: Lines<'_>) -> bool {
 pub(super) struct Side<'a> {
     pub(super) lines: Lines<'a>,
     pub(super) head_dim: usize,
-    /// Address of what is read after it.
-    pub(super) next: usize,
+    /// The lines that are read after it.
+    pub(super) next: Run,
 }
 
 impl Side<'_> {
-    /// Address of a line.
-    pub(super) fn line(&self, number: usize) -> usize {
+    /// The place of some of its lines.
+    pub(super) fn lines_at(&self, first: usize, count: usize) -> Run {
         let bytes = match self.lines {
             Lines::F16(_) => size_of::<Line<u16>>(),
             _ => size_of::<Line<f32>>(),
         };
-        self.lines.place().0.wrapping_add(number * bytes)
+        (self.lines.run().0.wrapping_add(first * bytes), count)
     }
 }
 
@@ -101,8 +101,8 @@ impl Functions {
             let lines = column * BLOCK + positions.start..column * BLOCK + positions.end;
             let out = &mut out[column * LANES..];
             // The same positions of the next column.
-            let next =
-                if column + 1 < width / LANES { values.line(lines.start + BLOCK) } else { values.next };
+            let last = column + 1 == width / LANES;
+            let next = if last { values.next } else { values.lines_at(lines.start + BLOCK, lines.len()) };
             match (values.lines, &self.fused) {
                 (Lines::F32(values), _) => {
                     let positions = positions.clone();

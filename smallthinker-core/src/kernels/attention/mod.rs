@@ -62,9 +62,12 @@ pub enum Lines<'a> {
     Q4(&'a [Square4]),
 }
 
+/// Address and number of some lines or squares that lie one behind the other in memory, if they do.
+type Run = (usize, usize);
+
 impl Lines<'_> {
-    /// Address and number.
-    fn place(&self) -> (usize, usize) {
+    /// Where they are.
+    fn run(&self) -> Run {
         match self {
             Lines::F16(lines) => (lines.as_ptr().addr(), lines.len()),
             Lines::F32(lines) => (lines.as_ptr().addr(), lines.len()),
@@ -112,8 +115,8 @@ pub(super) struct Score<'a, L> {
     pub(super) keys: &'a [L],
     /// Where in the block the first key is.
     pub(super) first: usize,
-    /// Address of what comes after these keys: requested from memory, line by line, while the last group is computed with.
-    pub(super) next: usize,
+    /// The lines that come after these keys: requested from memory while the last group is computed with.
+    pub(super) next: Run,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
@@ -125,8 +128,8 @@ pub(super) struct Mix<'a, L> {
     pub(super) weights: &'a [[f32; BLOCK]],
     pub(super) positions: Range<usize>,
     pub(super) values: &'a [L],
-    /// Address of what comes after these values, as above.
-    pub(super) next: usize,
+    /// Those that come after these values, as above.
+    pub(super) next: Run,
     pub(super) width: usize,
     pub(super) out: &'a mut [f32],
 }

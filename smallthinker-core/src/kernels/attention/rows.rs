@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::calls::{Side, Tile, fit};
 use super::coded_rows::Squares;
-use super::codes::{Integers, QueryCodes, Run};
-use super::{BLOCK, Functions, LANES, Line, Lines, SUMS, Square, key_lines};
+use super::codes::{Integers, QueryCodes};
+use super::{BLOCK, Functions, LANES, Line, Lines, Run, SUMS, Square, key_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
 
@@ -129,7 +129,7 @@ impl QueryRows {
     /// Tells which block will come after the one that is added next, so that it is requested from memory meanwhile: blocks may lie
     /// anywhere. Changes no result.
     pub fn announce(&mut self, keys: Lines<'_>, values: Lines<'_>) {
-        self.next = [keys, values].map(|lines| lines.place());
+        self.next = [keys, values].map(|lines| lines.run());
     }
 
     /// Attends to the positions `first..first + BLOCK`, as far as the rows see them. Blocks must come in
@@ -151,11 +151,7 @@ impl QueryRows {
             return self.add_coded(first, keys, values);
         }
         self.arrange(Form::Tiles)?;
-        // Where nothing comes, what has been here already.
-        let next = match std::mem::take(&mut self.next) {
-            [(_, 0), _] => keys.place().0,
-            [(address, _), _] => address,
-        };
+        let [next, _] = std::mem::take(&mut self.next);
         let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim, next });
         let as_it_is = matches!(keys.lines, Lines::F32(_)) || n.div_ceil(self.functions.rows) < WIDE_TILES;
         match self.union(0..n, first) {
@@ -220,7 +216,7 @@ impl QueryRows {
         let Some(union) = self.union(tile.clone(), first) else { return };
         let q = &self.tiles[tile.start * self.head_dim..tile.end * self.head_dim];
         let rows = Tile { rows: tile.len(), q };
-        let keys = Side { next: values.line(union.start), ..keys };
+        let keys = Side { next: values.lines_at(union.start, union.len()), ..keys };
         self.functions.scores(rows, keys, whole_lines(&union), &mut self.scores);
         for row in tile.clone() {
             let seen = self.within(row, first);

@@ -13,7 +13,7 @@ pub(super) mod scalar;
 
 use std::ops::Range;
 
-use super::{BLOCK, Coded, HALF_BYTES, LANES, SUMS, Square, Square4};
+use super::{BLOCK, Coded, HALF_BYTES, LANES, Run, SUMS, Square, Square4};
 
 /// Squares of 32 dimensions of the values of a block, and of one dimension of 32 of the keys.
 pub(super) const SQUARES: usize = BLOCK / LANES;
@@ -93,16 +93,13 @@ impl QueryCodes {
 /// requested ahead of time.
 #[derive(Clone, Copy)]
 pub(super) struct Course {
-    /// Of keys, values, keys and values: address and number of squares.
+    /// Of keys, values, keys and values.
     runs: [Run; 4],
     /// Bytes of a square.
     square: usize,
     /// As [`Coded::SHIFT`].
     shift: u32,
 }
-
-/// Address and number of some squares that lie one behind the other.
-pub(super) type Run = (usize, usize);
 
 impl Course {
     /// Of the keys and values of a block, and of `next`, those after them.
