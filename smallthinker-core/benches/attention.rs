@@ -18,6 +18,8 @@ const GROUP: usize = 7;
 const KV_HEADS: usize = 4;
 /// Blocks of a span, as in the forward pass.
 const SPAN: usize = 2;
+/// How far apart blocks lie that follow one another; prime, so that every block has its turn.
+const APART: usize = 7919;
 /// Bytes of keys and values that a decode run reads.
 const DECODE_BYTES: usize = 256 << 20;
 const CHUNK: usize = 512;
@@ -142,9 +144,11 @@ fn decode(set: &Kernels, cache: &Cache, blocks: usize, context: usize, queries: 
             rows.set(q.into_iter()).expect("rows of one length");
             totals.fill(0.0);
             for block in 0..per_head {
-                let (keys, values) = cache.block(head * per_head + block);
+                // As pages of the engine's cache, blocks do not lie in the order of their use.
+                let place = |number: usize| number * APART % blocks;
+                let (keys, values) = cache.block(place(head * per_head + block));
                 if head * per_head + block + 1 < blocks {
-                    let (keys, values) = cache.block(head * per_head + block + 1);
+                    let (keys, values) = cache.block(place(head * per_head + block + 1));
                     rows.announce(keys, values);
                 }
                 rows.add_block(block * BLOCK, keys, values).expect("whole blocks");

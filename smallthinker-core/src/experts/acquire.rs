@@ -88,7 +88,7 @@ fn look(state: &mut State, layer: usize, experts: &[usize]) -> (Result<Found>, u
                 let urgency = if found.is_empty() { Urgency::Urgent } else { Urgency::Chosen };
                 if state.load_chosen(id, urgency) {
                     loads += 1;
-                } else if found.is_empty() && state.loading() == 0 {
+                } else if found.is_empty() && !state.is_loading() {
                     let message = "all expert slots are held and none is loading".into();
                     return (Err(Error::Internal { message }), loads);
                 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::slot::{ExpertId, ExpertSlot, PieceMemory, Slot};
 use crate::Error;
 
-/// The state of an expert that is not absent.
+/// The state of an expert that is not absent. What is seldom there is boxed: the smaller the others are, the fewer lines of memory
+/// a token's look at a layer takes.
 pub(super) enum Entry {
     /// On its way; the queue and the readers own the pieces that have not arrived.
     Loading(Box<Loading>),
@@ -15,6 +16,8 @@ pub(super) enum Entry {
     /// The read failed. The first to ask gets the reason; the request after that reads again.
     Failed(Box<Error>),
 }
+
+const _: () = assert!(size_of::<Option<Entry>>() <= 32);
 
 /// An expert on its way.
 pub(super) struct Loading {

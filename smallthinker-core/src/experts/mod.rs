@@ -275,7 +275,7 @@ impl ExpertCache {
             if let Some(slot) = state.lend() {
                 return Some(LentSlot { shared: &self.shared, slot });
             }
-            if state.loading() == 0 {
+            if !state.is_loading() {
                 return None;
             }
             let woken = self.shared.changed.wait_timeout(state, POLL);

@@ -359,8 +359,9 @@ impl State {
         Ok(true)
     }
 
-    pub(super) fn loading(&self) -> usize {
-        self.entries.iter().filter(|e| matches!(e, Entry::Loading(_))).count()
+    /// Whether any expert is on its way.
+    pub(super) fn is_loading(&self) -> bool {
+        self.entries.iter().any(|e| matches!(e, Entry::Loading(_)))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::forward::hadamard;
 use crate::forward::kv_cache::{LayerKv, PAGE};
 use crate::kernels::Kernels;
-use crate::kernels::attention::{QueryRows, finish, merge};
+use crate::kernels::attention::{LANES, QueryRows, finish, merge};
 use crate::model::hparams::Hparams;
 use crate::pool::Team;
 use crate::tiles::{Tile, runs, tiles};
@@ -188,8 +188,12 @@ fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f
     let read = n * positions.len() * c.h.n_kv_heads * c.h.head_dim * 4;
     runs(&team.for_bytes(read), partial, width, (of_span, usize::MAX), &|tile| {
         let (kv_head, first) = (tile.rows().start, spans.start + tile.cols().start / of_span);
-        let (keys, _) = c.kv.page(positions.start.max(first * SPAN)).head(kv_head);
-        c.kernels.prefetch(keys.first_bytes(FIRST_KEYS));
+        let begin = positions.start.max(first * SPAN);
+        let (keys, _) = c.kv.page(begin).head(kv_head);
+        let (seen, page) = (begin % PAGE, begin / PAGE * PAGE);
+        let groups = seen / LANES..(positions.end - page).min(PAGE).div_ceil(LANES);
+        let first_keys = keys.groups(groups);
+        c.kernels.prefetch(first_keys.get(..FIRST_KEYS).unwrap_or(first_keys));
         c.with(|TaskScratch { rows, .. }| {
             c.set_rows(rows, kv_head, 0..n)?;
             (first..).zip(tile.row(kv_head).chunks_exact_mut(of_span)).try_for_each(|(span, part)| {

@@ -233,3 +233,56 @@ fn put_row<E: Copy>(lines: &mut [Line<E>], part: Part, head_dim: usize, position
     let parts = row.chunks(LANES).enumerate();
     parts.for_each(|(i, row)| put(lines, part, head_dim, position, i * LANES, row));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::Arena;
+    use crate::budget::Budget;
+
+    fn page(kind: KvType, head_dim: usize) -> Page {
+        let bytes = Page::bytes(kind, 2, head_dim) as usize;
+        let slab = Arena::new(Arena::footprint(bytes), "a page").unwrap().take(bytes).unwrap();
+        Page::new(kind, head_dim, slab, Budget::new(u64::MAX).lease("a page", 0).unwrap())
+    }
+
+    /// Of a head size that is no multiple of 32, too: every element is where attention looks for it, and bytes of a session file
+    /// bring it back there.
+    #[test]
+    fn elements_are_written_to_their_places_and_restored_from_bytes() {
+        for head_dim in [64, 80] {
+            let row = |head: usize, part: usize, position: usize| -> Vec<f32> {
+                (0..head_dim).map(|d| (d + 100 * (part + 2 * head) + position) as f32 / 2.0).collect()
+            };
+            for kind in [KvType::F16, KvType::F32] {
+                let (mut written, mut restored) = (page(kind, head_dim), page(kind, head_dim));
+                for position in [0, 31, 32, PAGE - 1] {
+                    for (head, mut lines) in written.heads_mut().enumerate() {
+                        let [key, value] = [row(head, 0, position), row(head, 1, position)];
+                        lines.write(Kernels::detect(), position, &key, &value).unwrap();
+                    }
+                    for (head, (part, side)) in
+                        (0..2).flat_map(|head| [(head, (0, Part::Keys)), (head, (1, Part::Values))])
+                    {
+                        let lines = written.head(head);
+                        for (d, want) in row(head, part, position).into_iter().enumerate() {
+                            let (line, lane) = side.place(head_dim, position, d);
+                            let got = match [lines.0, lines.1][part] {
+                                Lines::F16(lines) => half::f16::from_bits(lines[line].0[lane]).to_f32(),
+                                Lines::F32(lines) => lines[line].0[lane],
+                                _ => f32::NAN,
+                            };
+                            assert_eq!(got, want, "{kind:?} {head_dim}: position {position}, dimension {d}");
+                        }
+                        let mut bytes = [Vec::new(), Vec::new()];
+                        written.append_bytes(head, side, position, &mut bytes[0]);
+                        restored.set_bytes(head, side, position, &bytes[0]);
+                        restored.append_bytes(head, side, position, &mut bytes[1]);
+                        assert_eq!(bytes[0].len(), kind.row_bytes(head_dim));
+                        assert_eq!(bytes[0], bytes[1], "{kind:?} {head_dim}: position {position}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -153,7 +153,7 @@ impl Pass<'_> {
 
     fn layer(&mut self, layer: usize, n: usize, kv: &mut KvCache, s: &mut Scratch) -> Result<()> {
         let (h, w) = (self.h, &self.weights.layers[layer]);
-        // While all threads are at work: one will need them.
+        // They arrive while all threads make the router's product; then a single thread computes the norms, if it is for one token.
         for weights in [&w.attn_norm, &w.ffn_norm] {
             self.kernels.prefetch(bytes_of(weights));
         }

@@ -88,6 +88,27 @@ mod tests {
     }
 
     proptest! {
+        /// Against sorting all, with many equal logits.
+        #[test]
+        fn chooses_as_sorting_all_would(picks in prop::collection::vec(0usize..5, 1..70), k in 0usize..9, soft: bool) {
+            let logits: Vec<f32> = picks.into_iter().map(|i| [-1.5, -0.0, 0.0, 0.25, 3.0][i]).collect();
+            let gating = if soft { Gating::Softmax } else { Gating::Sigmoid };
+            let k = k.min(logits.len());
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            order.truncate(k);
+            let raw = |&i: &usize| match gating {
+                Gating::Softmax => (logits[i] - logits[order[0]]).exp(),
+                Gating::Sigmoid => 1.0 / (1.0 + (-logits[i]).exp()),
+            };
+            let sum: f32 = order.iter().map(raw).sum();
+            let mut want: Vec<(usize, u32)> = order.iter().map(|i| (*i, (raw(i) / sum).to_bits())).collect();
+            want.sort_unstable();
+            let chosen = choose(&logits, k, gating, 0).unwrap();
+            let got: Vec<(usize, u32)> = chosen.iter().map(|c| (c.expert, c.weight.to_bits())).collect();
+            prop_assert_eq!(got, want);
+        }
+
         #[test]
         fn weights_follow_the_definition(logits in prop::collection::vec(-20.0f32..20.0, 4..64), k in 1usize..5, soft: bool) {
             let gating = if soft { Gating::Softmax } else { Gating::Sigmoid };

@@ -66,24 +66,22 @@ impl Element for f32 {
     }
 }
 
-/// Asks for line number `number` of some, if there is such a line, and for every `step`-th after it.
+/// Asks for line number `number` of some, if there is such a line.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn prefetch_lines<E>((first, count): Run, number: usize, step: usize) {
-    let mut number = number;
-    while number < count {
+fn prefetch_line<E>((first, count): Run, number: usize) {
+    if number < count {
         let line = first.wrapping_add(number * size_of::<Line<E>>());
         (0..size_of::<Line<E>>()).step_by(64).for_each(|at| prefetch(line.wrapping_add(at)));
-        number += step;
     }
 }
 
 /// Asks for what lies at this address, whether there is anything or not.
 #[inline]
-#[allow(unused_unsafe)] // as above
+#[allow(unused_unsafe)] // the intrinsic became safe after our oldest supported compiler
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) fn prefetch(address: usize) {
-    // SAFETY: as above.
+    // SAFETY: a prefetch is a hint; it does not access memory that isn't mapped and never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address)) };
 }
 
@@ -122,7 +120,9 @@ fn score_rows<E: Element, const R: usize>(s: Score<'_, Line<E>>) {
         let next = s.keys.get((g + 1) * s.dims..(g + 2) * s.dims);
         let ahead = E::ahead(keys, next.map_or(s.next, |keys| (keys.as_ptr().addr(), keys.len())));
         for (i, (q, key)) in s.q.as_chunks::<R>().0.iter().zip(keys).enumerate() {
-            prefetch_lines::<E>(ahead, i, s.dims);
+            // There may be twice as many lines of values as of keys in a group.
+            prefetch_line::<E>(ahead, i);
+            prefetch_line::<E>(ahead, i + s.dims);
             // SAFETY: this function has the target features that `widen` asks for.
             let key = unsafe { E::widen(key) };
             for (acc, q) in acc.iter_mut().zip(q) {
@@ -263,7 +263,7 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
     let mut acc = load_rows::<R>(m.out, m.width);
     let ahead = E::ahead(m.values, m.next);
     for (i, values) in m.positions.clone().zip(m.values) {
-        prefetch_lines::<E>(ahead, i - m.positions.start, BLOCK);
+        prefetch_line::<E>(ahead, i - m.positions.start);
         // SAFETY: this function has the target features that `widen` asks for.
         let values = unsafe { E::widen(values) };
         for r in 0..R {
@@ -280,7 +280,7 @@ fn mix_rows<E: Element, const R: usize>(m: Mix<'_, Line<E>>) {
 fn widen_f16(halves: &[Line<u16>], out: &mut [Line<f32>]) {
     let ahead = (halves.as_ptr().addr().wrapping_add(HALF_AHEAD), halves.len());
     for (i, (half, out)) in halves.iter().zip(out).enumerate() {
-        prefetch_lines::<u16>(ahead, i, BLOCK);
+        prefetch_line::<u16>(ahead, i);
         // SAFETY: this function has the target features that `widen` asks for.
         store_line(&mut out.0, unsafe { u16::widen(half) });
     }

@@ -184,3 +184,20 @@ impl Functions {
         unsafe { (self.mix)(mix) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_where_they_lie() {
+        let (halves, floats) = (vec![Line([0u16; LANES]); 9], EMPTY);
+        for (lines, want) in [
+            (Lines::F16(&halves), (&raw const halves[3]).addr()),
+            (Lines::F32(&floats), (&raw const floats[3]).addr()),
+        ] {
+            let side = Side { lines, head_dim: 1, next: (0, 0) };
+            assert_eq!(side.lines_at(3, 5), (want, 5));
+        }
+    }
+}

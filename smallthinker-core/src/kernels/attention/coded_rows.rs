@@ -6,7 +6,6 @@ use super::codes::{self, Course, SQUARES, Softened};
 use super::rows::{Form, QueryRows, tiles_of, unseen, whole_lines};
 use super::{LANES, Square, Square4, squares};
 use crate::Result;
-use crate::kernels::misuse;
 
 /// How far ahead of the arithmetic codes are requested from memory, in bytes; found by trial.
 const AHEAD: usize = 16384;
@@ -71,17 +70,16 @@ impl QueryRows {
     }
 
     /// What [`add_block`](Self::add_block) does.
-    pub(super) fn add_coded(&mut self, first: usize, keys: Squares<'_>, values: Squares<'_>) -> Result<()> {
+    pub(super) fn add_coded(
+        &mut self,
+        first: usize,
+        keys: Squares<'_>,
+        values: Squares<'_>,
+        course: &Course,
+    ) -> Result<()> {
         self.arrange(Form::Codes)?;
         let (n, most) = (self.max.len(), self.functions.rows);
-        let next = std::mem::take(&mut self.next);
         let Some(union) = self.union(0..n, first) else { return Ok(()) };
-        let course = match (keys, values) {
-            (Squares::Four(keys), Squares::Four(values)) => Course::new(keys, values, next),
-            (Squares::Eight(keys), Squares::Eight(values)) => Course::new(keys, values, next),
-            _ => return Err(misuse("attention", "keys and values of two kinds")),
-        };
-        let course = &course;
         let seen = self.within(0, first);
         let in_one_go = n <= most && (1..n).all(|row| self.within(row, first) == seen);
         if in_one_go || matches!(keys, Squares::Eight(_)) {
@@ -100,9 +98,11 @@ impl QueryRows {
             values.get(functions, 0..all, column + groups.start..column + groups.end, of_values);
         }
         let [keys, values] = [keys, &of_values[..]].map(Squares::Unpacked);
-        // These are in the caches already; the next block is not.
-        let block = Block { keys, values, course, distance: course.block() };
-        tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, block));
+        for tile in tiles_of(n, most) {
+            // These are in the caches already. The next block is not: once it is requested.
+            let distance = if tile.start == 0 { course.block() } else { course.both() };
+            self.add_coded_tile(tile, first, Block { keys, values, course, distance });
+        }
         self.unpacked = unpacked;
         Ok(())
     }

@@ -62,7 +62,7 @@ pub enum Lines<'a> {
     Q4(&'a [Square4]),
 }
 
-/// Address and number of some lines or squares that lie one behind the other in memory, if they do.
+/// Address and number of some lines or squares that lie one behind the other in memory, to be requested. No lines: (0, 0).
 type Run = (usize, usize);
 
 impl Lines<'_> {
@@ -76,15 +76,16 @@ impl Lines<'_> {
         }
     }
 
-    /// The first bytes, up to `most`.
-    pub(crate) fn first_bytes(&self, most: usize) -> &[u8] {
+    /// Of keys, the bytes of some groups of 32 positions of the block; none of groups that it lacks.
+    pub(crate) fn groups(&self, groups: Range<usize>) -> &[u8] {
         let bytes = match self {
             Lines::F16(lines) => bytes_of(lines),
             Lines::F32(lines) => bytes_of(lines),
             Lines::Q8(squares) => bytes_of(squares),
             Lines::Q4(squares) => bytes_of(squares),
         };
-        &bytes[..bytes.len().min(most)]
+        let group = bytes.len() / (BLOCK / LANES);
+        bytes.get(groups.start * group..groups.end * group).unwrap_or(&[])
     }
 }
 
@@ -115,7 +116,7 @@ pub(super) struct Score<'a, L> {
     pub(super) keys: &'a [L],
     /// Where in the block the first key is.
     pub(super) first: usize,
-    /// The lines that come after these keys: requested from memory while the last group is computed with.
+    /// The lines that come after these keys, requested while the last group is computed with where keys come from memory.
     pub(super) next: Run,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::calls::{Side, Tile, fit};
 use super::coded_rows::Squares;
-use super::codes::{Integers, QueryCodes};
+use super::codes::{Course, Integers, QueryCodes};
 use super::{BLOCK, Functions, LANES, Line, Lines, Run, SUMS, Square, key_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
@@ -40,10 +40,10 @@ pub struct QueryRows {
     wide: Vec<Line<f32>>,
     /// Some keys or values of 4 bits, in 8 bits.
     pub(super) room: Vec<Square>,
-    /// Where the keys and the values of the block after the next one lie.
-    pub(super) next: [Run; 2],
     /// All keys and values of a block, likewise.
     pub(super) unpacked: [Vec<Square>; 2],
+    /// Where the keys and the values lie that were announced; `add_block` takes it.
+    next: [Run; 2],
 }
 
 /// What the blocks so far have asked for.
@@ -126,8 +126,9 @@ impl QueryRows {
         head_dim.next_multiple_of(LANES) + 2
     }
 
-    /// Tells which block will come after the one that is added next, so that it is requested from memory meanwhile: blocks may lie
-    /// anywhere. Changes no result.
+    /// Tells which block will come after the one that is added next: blocks may lie anywhere. Where the CPU does not find them early
+    /// enough by itself, it is requested from memory meanwhile: of codes, and of half precision that is computed with as it lies
+    /// there. Changes no result.
     pub fn announce(&mut self, keys: Lines<'_>, values: Lines<'_>) {
         self.next = [keys, values].map(|lines| lines.run());
     }
@@ -142,17 +143,21 @@ impl QueryRows {
         }
         let head_dim = self.head_dim;
         let n = self.visible.len();
+        let next = self.take_next(first + BLOCK);
         let codes = match (keys, values) {
-            (Lines::Q8(keys), Lines::Q8(values)) => Some([keys, values].map(Squares::Eight)),
-            (Lines::Q4(keys), Lines::Q4(values)) => Some([keys, values].map(Squares::Four)),
+            (Lines::Q8(keys), Lines::Q8(values)) => {
+                Some(([keys, values].map(Squares::Eight), Course::new(keys, values, next)))
+            }
+            (Lines::Q4(keys), Lines::Q4(values)) => {
+                Some(([keys, values].map(Squares::Four), Course::new(keys, values, next)))
+            }
             _ => None,
         };
-        if let Some([keys, values]) = codes {
-            return self.add_coded(first, keys, values);
+        if let Some(([keys, values], course)) = codes {
+            return self.add_coded(first, keys, values, &course);
         }
         self.arrange(Form::Tiles)?;
-        let [next, _] = std::mem::take(&mut self.next);
-        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim, next });
+        let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim, next: next[0] });
         let as_it_is = matches!(keys.lines, Lines::F32(_)) || n.div_ceil(self.functions.rows) < WIDE_TILES;
         match self.union(0..n, first) {
             Some(seen) if !as_it_is => {
@@ -160,7 +165,7 @@ impl QueryRows {
                 self.functions.widen(keys, values, seen, &mut wide);
                 let (keys, values) = wide.split_at(key_lines(head_dim));
                 let [keys, values] =
-                    [keys, values].map(|lines| Side { lines: Lines::F32(lines), head_dim, next });
+                    [keys, values].map(|lines| Side { lines: Lines::F32(lines), head_dim, next: (0, 0) });
                 self.add_tiles(first, keys, values);
                 self.wide = wide;
             }
@@ -196,8 +201,18 @@ impl QueryRows {
     fn add_tiles(&mut self, first: usize, keys: Side<'_>, values: Side<'_>) {
         let n = self.visible.len();
         for tile in tiles_of(n, self.functions.rows) {
-            self.add_tile(tile, first, keys, values);
+            // Once is enough.
+            let next = if tile.end == n { values.next } else { (0, 0) };
+            self.add_tile(tile, first, keys, Side { next, ..values });
         }
+    }
+
+    /// What was announced, as far as it will be read: of keys in whole groups of positions, of values all or none.
+    fn take_next(&mut self, first: usize) -> [Run; 2] {
+        let [keys, values] = std::mem::take(&mut self.next);
+        let end = self.union(0..self.visible.len(), first).map_or(0, |seen| seen.end);
+        let groups = BLOCK / LANES;
+        [(keys.0, keys.1 / groups * end.div_ceil(LANES)), if end == BLOCK { values } else { (0, 0) }]
     }
 
     /// What at least one of these rows sees of the block at `first`, relative to it.

@@ -91,7 +91,6 @@ impl QueryCodes {
 
 /// The squares of a block and of the one after it, in the order in which they are computed with: where they lie in memory, to be
 /// requested ahead of time.
-#[derive(Clone, Copy)]
 pub(super) struct Course {
     /// Of keys, values, keys and values.
     runs: [Run; 4],
@@ -123,6 +122,11 @@ impl Course {
     /// Squares of the first block.
     pub(super) fn block(&self) -> usize {
         self.runs[0].1 + self.runs[1].1
+    }
+
+    /// Squares of both blocks.
+    pub(super) fn both(&self) -> usize {
+        self.runs.iter().map(|(_, squares)| squares).sum()
     }
 
     /// What comes `distance` squares after number `number`.
@@ -293,7 +297,8 @@ mod tests {
             [&squares[40..44], &squares[0..4], &squares[20..24], &squares[60..64]];
         let run = |squares: &[Square]| (squares.as_ptr().addr(), squares.len());
         let course = Course::new(keys, values, [run(next_keys), run(next_values)]);
-        assert_eq!((course.keys(), course.block(), course.distance(3 * size_of::<Square>())), (4, 8, 3));
+        assert_eq!((course.keys(), course.block(), course.both()), (4, 8, 16));
+        assert_eq!(course.distance(3 * size_of::<Square>()), 3);
         let places = (0..18).map(|number| {
             let bytes = course.ahead(1, 1).square(number);
             assert_eq!(bytes.len(), size_of::<Square>());
