@@ -106,6 +106,15 @@ impl Chunk<'_> {
         }
     }
 
+    /// Asks for the first keys of these positions.
+    fn request_keys(&self, kv_head: usize, positions: Range<usize>) {
+        let (keys, _) = self.kv.page(positions.start).head(kv_head);
+        let page = positions.start / PAGE * PAGE;
+        let end = (positions.end - page).min(PAGE);
+        let keys = keys.groups((positions.start - page) / LANES..end.div_ceil(LANES));
+        self.kernels.prefetch(keys.get(..FIRST_KEYS).unwrap_or(keys));
+    }
+
     /// Attends to the positions of one span, as far as they lie in `positions`.
     fn add_span(
         &self,
@@ -188,12 +197,7 @@ fn by_spans(team: &Team<'_>, c: &Chunk<'_>, partial: &mut Vec<f32>, out: &mut [f
     let read = n * positions.len() * c.h.n_kv_heads * c.h.head_dim * 4;
     runs(&team.for_bytes(read), partial, width, (of_span, usize::MAX), &|tile| {
         let (kv_head, first) = (tile.rows().start, spans.start + tile.cols().start / of_span);
-        let begin = positions.start.max(first * SPAN);
-        let (keys, _) = c.kv.page(begin).head(kv_head);
-        let (seen, page) = (begin % PAGE, begin / PAGE * PAGE);
-        let groups = seen / LANES..(positions.end - page).min(PAGE).div_ceil(LANES);
-        let first_keys = keys.groups(groups);
-        c.kernels.prefetch(first_keys.get(..FIRST_KEYS).unwrap_or(first_keys));
+        c.request_keys(kv_head, positions.start.max(first * SPAN)..positions.end);
         c.with(|TaskScratch { rows, .. }| {
             c.set_rows(rows, kv_head, 0..n)?;
             (first..).zip(tile.row(kv_head).chunks_exact_mut(of_span)).try_for_each(|(span, part)| {

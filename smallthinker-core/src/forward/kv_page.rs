@@ -142,12 +142,10 @@ impl Page {
         let dim = head.head_dim;
         match &mut head.lines {
             LinesMut::F16(lines) => {
-                let row: Vec<u16> = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
-                put_row(lines, part, dim, position, &row);
+                put_bytes(lines, part, dim, position, bytes, u16::from_le_bytes);
             }
             LinesMut::F32(lines) => {
-                let row: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-                put_row(lines, part, dim, position, &row);
+                put_bytes(lines, part, dim, position, bytes, f32::from_le_bytes);
             }
             LinesMut::Q8(squares) => set_codes(squares, part, dim, position, bytes),
             LinesMut::Q4(squares) => set_codes(squares, part, dim, position, bytes),
@@ -216,22 +214,32 @@ impl HeadMut<'_> {
 
 /// Puts elements `dim..` of one position where they belong: up to 32, from a multiple of that on.
 fn put<E: Copy>(lines: &mut [Line<E>], part: Part, head_dim: usize, position: usize, dim: usize, row: &[E]) {
+    let (line, lane) = part.place(head_dim, position, dim);
     match part {
         Part::Keys => {
-            let (first, lane) = part.place(head_dim, position, dim);
-            lines[first..].iter_mut().zip(row).for_each(|(line, x)| line.0[lane] = *x);
+            let lines = &mut lines[line..line + row.len()];
+            lines.iter_mut().zip(row).for_each(|(line, x)| line.0[lane] = *x);
         }
         Part::Values => {
-            let (line, lane) = part.place(head_dim, position, dim);
             lines[key_lines(head_dim) + line].0[lane..lane + row.len()].copy_from_slice(row);
         }
     }
 }
 
-/// Puts all elements of one position where they belong.
-fn put_row<E: Copy>(lines: &mut [Line<E>], part: Part, head_dim: usize, position: usize, row: &[E]) {
-    let parts = row.chunks(LANES).enumerate();
-    parts.for_each(|(i, row)| put(lines, part, head_dim, position, i * LANES, row));
+/// Puts all elements of one position, `N` bytes each, where they belong.
+fn put_bytes<E: Copy + Default, const N: usize>(
+    lines: &mut [Line<E>],
+    part: Part,
+    head_dim: usize,
+    position: usize,
+    bytes: &[u8],
+    element: fn([u8; N]) -> E,
+) {
+    for (i, bytes) in bytes.as_chunks::<N>().0.chunks(LANES).enumerate() {
+        let mut row = [E::default(); LANES];
+        row.iter_mut().zip(bytes).for_each(|(x, bytes)| *x = element(*bytes));
+        put(lines, part, head_dim, position, i * LANES, &row[..bytes.len()]);
+    }
 }
 
 #[cfg(test)]

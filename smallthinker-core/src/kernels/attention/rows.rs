@@ -359,3 +359,26 @@ pub(crate) fn finish(total: &[f32], out: &mut [f32]) {
     let norm = 1.0 / sum;
     out.iter_mut().zip(total).for_each(|(o, t)| *o = t * norm);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows see 300 positions: of an announced second block 44, two groups of keys of 32.
+    #[test]
+    fn of_what_is_announced_what_will_be_seen_is_requested() {
+        let (dim, query) = (64, [0.5; 64]);
+        let lines = vec![Line([0u16; LANES]); key_lines(dim)];
+        let (keys, values) = (Lines::F16(&lines), Lines::F16(&lines));
+        let mut rows = QueryRows::new(Kernels::detect(), dim);
+        for (end, want) in [(256, 0), (257, dim), (300, 2 * dim), (512, lines.len())] {
+            rows.set([(&query[..], 0..end), (&query[..], 0..7)].into_iter()).unwrap();
+            rows.announce(keys, values);
+            let [(address, keys), (_, values)] = rows.take_next(BLOCK);
+            assert_eq!((address, keys), (lines.as_ptr().addr(), want), "{end} positions");
+            assert_eq!(values, if end == 512 { lines.len() } else { 0 }, "{end} positions");
+            // Once.
+            assert_eq!(rows.take_next(BLOCK), [(0, 0); 2]);
+        }
+    }
+}
