@@ -38,7 +38,7 @@ pub(crate) fn partial_bytes(h: &Hparams, chunk: usize, context: usize) -> u64 {
 }
 
 /// Bytes that a task of a longer chunk takes: queries in two forms, outputs, totals and scores of its rows, and a block
-/// of keys and values in single precision, which is more than one in codes that were unpacked.
+/// of keys and values in single precision, which is more than what codes need besides.
 pub(crate) fn task_bytes(h: &Hparams) -> usize {
     let rows = TOKENS_PER_TASK.1 * (h.n_heads / h.n_kv_heads);
     4 * (rows * 5 * QueryRows::total_len(h.head_dim) + 2 * PAGE * QueryRows::total_len(h.head_dim))

@@ -115,10 +115,10 @@ impl Part {
     }
 
     /// Place in it of the code of one dimension.
-    fn code(self, position: usize, dim: usize) -> usize {
+    fn code<S: Coded>(self, position: usize, dim: usize) -> usize {
         match self {
-            Part::Keys => Square::key(position, dim),
-            Part::Values => Square::value(position, dim),
+            Part::Keys => S::key(position, dim),
+            Part::Values => S::value(position, dim),
         }
     }
 }
@@ -140,7 +140,7 @@ pub(super) fn put<S: Coded>(
     let at = position % LANES;
     square.set_scale(at, block.scale);
     for (dim, code) in block.codes.into_iter().enumerate() {
-        square.set_code(part.code(at, dim), code);
+        square.set_code(part.code::<S>(at, dim), code);
     }
 }
 
@@ -154,7 +154,7 @@ pub(super) fn get<S: Coded>(
 ) -> Block {
     let square = &of_part[part.square(head_dim, position, chunk)];
     let at = position % LANES;
-    Block { scale: square.scale(at), codes: std::array::from_fn(|dim| square.code(part.code(at, dim))) }
+    Block { scale: square.scale(at), codes: std::array::from_fn(|dim| square.code(part.code::<S>(at, dim))) }
 }
 
 #[cfg(test)]

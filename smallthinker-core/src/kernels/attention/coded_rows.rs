@@ -2,129 +2,150 @@
 
 use std::ops::Range;
 
-use super::codes::{self, Course, SQUARES, Softened};
+use super::codes::{self, Ahead, Course, Functions, SQUARES, Softened, short};
 use super::rows::{Form, QueryRows, tiles_of, unseen, whole_lines};
-use super::{LANES, Square, Square4, squares};
+use super::{Coded, LANES, Run, Square, Square4};
 use crate::Result;
 
 /// How far ahead of the arithmetic codes are requested from memory, in bytes; found by trial.
 const AHEAD: usize = 16384;
 
-/// Positions whose keys are unpacked at a time, so that they are still in the first-level cache when they are computed with; a multiple
-/// of 32, found by trial.
-const UNPACKED_KEYS: usize = 64;
-
-/// The squares of keys or values of a block.
-#[derive(Clone, Copy)]
-pub(super) enum Squares<'a> {
-    Eight(&'a [Square]),
-    Four(&'a [Square4]),
-    /// What was of 4 bits.
-    Unpacked(&'a [Square]),
+/// Codes of one size, as attention meets them.
+pub(super) trait Attended: Coded {
+    fn score(functions: &Functions) -> unsafe fn(codes::Score<'_, Self>);
+    /// What is done to the weights of rows that see the same positions before all columns are mixed; `at` are their places in the
+    /// tile.
+    fn stretch(rows: &mut QueryRows, at: Range<usize>, positions: &Range<usize>, values: &[Self]);
+    fn mix(rows: &mut QueryRows, column: Column<'_, Self>);
 }
 
-impl Squares<'_> {
-    /// Those with the numbers `all` in 8 bits, of which only those numbered `needed` have to be right. If they must be unpacked, that is
-    /// done in `room`.
-    fn get<'s>(
-        &'s self,
-        functions: &codes::Functions,
-        all: Range<usize>,
-        needed: Range<usize>,
-        room: &'s mut Vec<Square>,
-    ) -> &'s [Square] {
-        match self {
-            Squares::Eight(squares) | Squares::Unpacked(squares) => &squares[all],
-            Squares::Four(squares) => {
-                room.resize(room.len().max(all.len()), Square::EMPTY);
-                let place = needed.start - all.start..needed.end - all.start;
-                // SAFETY: the set exists, so the CPU has its instructions.
-                unsafe { (functions.unpack)(&squares[needed], &mut room[place]) };
-                &room[..all.len()]
-            }
-        }
+/// 32 dimensions of the values of a block, for rows that see the same positions.
+pub(super) struct Column<'a, S> {
+    rows: Range<usize>,
+    /// The place of the first row in its tile.
+    at: usize,
+    positions: &'a Range<usize>,
+    /// The first dimension.
+    dim: usize,
+    values: &'a [S; SQUARES],
+    ahead: Ahead<'a>,
+}
+
+impl Attended for Square {
+    fn score(functions: &Functions) -> unsafe fn(codes::Score<'_, Square>) {
+        functions.score
+    }
+
+    fn stretch(_rows: &mut QueryRows, _at: Range<usize>, _positions: &Range<usize>, _values: &[Square]) {}
+
+    fn mix(rows: &mut QueryRows, column: Column<'_, Square>) {
+        let mix = codes::Mix {
+            rows: column.rows.len(),
+            weights: &rows.scores[column.at..],
+            integers: &mut rows.integers,
+            gains: &rows.gains[column.at..],
+            positions: column.positions.clone(),
+            values: column.values,
+            ahead: column.ahead,
+            width: rows.width,
+            out: &mut rows.out[column.rows.start * rows.width + column.dim..],
+        };
+        // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
+        unsafe { (rows.functions.codes.mix)(mix) };
     }
 }
 
-/// A block of keys and values.
-#[derive(Clone, Copy)]
-struct Block<'a> {
-    keys: Squares<'a>,
-    values: Squares<'a>,
-    course: &'a Course,
-    /// How many squares ahead of the arithmetic others are requested.
-    distance: usize,
+impl Attended for Square4 {
+    fn score(functions: &Functions) -> unsafe fn(codes::Score<'_, Square4>) {
+        functions.score4
+    }
+
+    fn stretch(rows: &mut QueryRows, at: Range<usize>, positions: &Range<usize>, values: &[Square4]) {
+        let stretch = short::Stretch {
+            rows: at.len(),
+            weights: &mut rows.scores[at.clone()],
+            peaks: &mut rows.peaks[at],
+            positions: positions.clone(),
+            values,
+            inverses: &mut rows.inverses,
+        };
+        // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
+        unsafe { (rows.functions.codes.stretch)(stretch) };
+    }
+
+    fn mix(rows: &mut QueryRows, column: Column<'_, Square4>) {
+        let mix = short::Mix {
+            rows: column.rows.len(),
+            weights: &rows.scores[column.at..],
+            peaks: &rows.peaks[column.at..],
+            inverses: &rows.inverses,
+            integers: &mut rows.integers,
+            gains: &rows.gains[column.at..],
+            positions: column.positions.clone(),
+            values: column.values,
+            ahead: column.ahead,
+            width: rows.width,
+            out: &mut rows.out[column.rows.start * rows.width + column.dim..],
+        };
+        // SAFETY: as above.
+        unsafe { (rows.functions.codes.mix4)(mix) };
+    }
 }
 
 impl QueryRows {
-    /// Brings the queries into tiles of codes.
-    pub(super) fn arrange_codes(&mut self) {
+    /// Brings the queries into tiles of codes. `offset` is as [`Coded::OFFSET`].
+    pub(super) fn arrange_codes(&mut self, offset: i32) {
         let (n, head_dim) = (self.max.len(), self.head_dim);
         self.codes.clear();
         for tile in tiles_of(n, self.functions.rows) {
             let rows = &self.scaled[tile.start * head_dim..tile.end * head_dim];
-            self.codes.push_tile(&self.functions.codes, rows, head_dim);
+            self.codes.push_tile(&self.functions.codes, rows, head_dim, offset);
         }
         self.gains.resize(self.scores.len(), 0.0);
         self.integers.resize(self.scores.len(), [[0; LANES / 2]; SQUARES]);
+        self.peaks.resize(self.scores.len(), [0.0; SQUARES]);
     }
 
-    /// What [`add_block`](Self::add_block) does.
-    pub(super) fn add_coded(
+    /// What [`add_block`](Self::add_block) does; `next` is the keys and values of the block after this.
+    pub(super) fn add_coded<S: Attended>(
         &mut self,
         first: usize,
-        keys: Squares<'_>,
-        values: Squares<'_>,
-        course: &Course,
+        keys: &[S],
+        values: &[S],
+        next: [Run; 2],
     ) -> Result<()> {
-        self.arrange(Form::Codes)?;
-        let (n, most) = (self.max.len(), self.functions.rows);
-        let Some(union) = self.union(0..n, first) else { return Ok(()) };
-        let seen = self.within(0, first);
-        let in_one_go = n <= most && (1..n).all(|row| self.within(row, first) == seen);
-        if in_one_go || matches!(keys, Squares::Eight(_)) {
-            let block = Block { keys, values, course, distance: course.distance(AHEAD) };
-            tiles_of(n, most).for_each(|tile| self.add_coded_tile(tile, first, block));
-            return Ok(());
+        self.arrange(Form::Codes { offset: S::OFFSET })?;
+        let course = Course::new(keys, values, next);
+        for tile in tiles_of(self.max.len(), self.functions.rows) {
+            self.add_coded_tile(tile, first, [keys, values], &course);
         }
-        // Once for all tiles, and for rows that see different positions, which take values one after the other.
-        let mut unpacked = std::mem::take(&mut self.unpacked);
-        let [of_keys, of_values] = &mut unpacked;
-        let (all, parts, functions) =
-            (squares(self.head_dim), self.head_dim.div_ceil(LANES), &self.functions.codes);
-        let groups = groups(&union);
-        let keys = keys.get(functions, 0..all, groups.start * parts..groups.end * parts, of_keys);
-        for column in (0..all).step_by(SQUARES) {
-            values.get(functions, 0..all, column + groups.start..column + groups.end, of_values);
-        }
-        let [keys, values] = [keys, &of_values[..]].map(Squares::Unpacked);
-        for tile in tiles_of(n, most) {
-            // These are in the caches already. The next block is not: once it is requested.
-            let distance = if tile.start == 0 { course.block() } else { course.both() };
-            self.add_coded_tile(tile, first, Block { keys, values, course, distance });
-        }
-        self.unpacked = unpacked;
         Ok(())
     }
 
     /// What it does for a tile of rows.
-    fn add_coded_tile(&mut self, tile: Range<usize>, first: usize, block: Block<'_>) {
-        let Block { keys, values, course, distance } = block;
+    fn add_coded_tile<S: Attended>(
+        &mut self,
+        tile: Range<usize>,
+        first: usize,
+        [keys, values]: [&[S]; 2],
+        course: &Course,
+    ) {
         let Some(union) = self.union(tile.clone(), first) else { return };
+        let distance = course.distance(AHEAD);
         let (parts, functions) = (self.head_dim.div_ceil(LANES), &self.functions.codes);
-        let lines = whole_lines(&union);
-        let q = self.codes.tile(&tile, self.head_dim);
-        let step = if matches!(keys, Squares::Four(_)) { UNPACKED_KEYS } else { lines.len() };
-        for at in lines.clone().step_by(step) {
-            let groups = groups(&(at..lines.end.min(at + step)));
-            let some = groups.start * parts..groups.end * parts;
-            let ahead = course.ahead(some.start, distance);
-            let keys = keys.get(functions, some.clone(), some, &mut self.room);
-            let out = &mut self.scores[..];
-            let score = codes::Score { rows: tile.len(), q, parts, keys, first: at, ahead, out };
-            // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
-            unsafe { (functions.score)(score) };
-        }
+        let groups = groups(&union);
+        let some = groups.start * parts..groups.end * parts;
+        let score = codes::Score {
+            rows: tile.len(),
+            q: self.codes.tile(&tile, self.head_dim),
+            parts,
+            keys: &keys[some.clone()],
+            first: groups.start * LANES,
+            ahead: course.ahead(some.start, distance),
+            out: &mut self.scores,
+        };
+        // SAFETY: the set exists, so the CPU has its instructions; the slices are of the promised lengths.
+        unsafe { S::score(functions)(score) };
         // Rows that see the same, as those of one token do, together.
         let mut from = tile.start;
         while from < tile.end {
@@ -132,31 +153,16 @@ impl QueryRows {
             let same = (from..tile.end).take_while(|row| self.within(*row, first) == seen).count();
             let rows = from..from + same;
             from = rows.end;
-            if !seen.is_empty() {
-                let at = rows.start - tile.start;
-                rows.clone().for_each(|row| self.soften_codes(row, row - tile.start, &seen));
-                let out = &mut self.out[rows.start * self.width..rows.end * self.width];
-                let groups = groups(&seen);
-                for column in 0..parts {
-                    let all = column * SQUARES..(column + 1) * SQUARES;
-                    let needed = all.start + groups.start..all.start + groups.end;
-                    let ahead = course.ahead(course.keys() + all.start, distance);
-                    let values = values.get(functions, all, needed, &mut self.room);
-                    let Some(values) = values.first_chunk() else { return };
-                    let mix = codes::Mix {
-                        rows: rows.len(),
-                        weights: &self.scores[at..],
-                        integers: &mut self.integers,
-                        gains: &self.gains[at..],
-                        positions: seen.clone(),
-                        values,
-                        ahead,
-                        width: self.width,
-                        out: &mut out[column * LANES..],
-                    };
-                    // SAFETY: as above.
-                    unsafe { (functions.mix)(mix) };
-                }
+            if seen.is_empty() {
+                continue;
+            }
+            let at = rows.start - tile.start;
+            rows.clone().for_each(|row| self.soften_codes(row, row - tile.start, &seen));
+            S::stretch(self, at..at + same, &seen, values);
+            for (column, values) in values.as_chunks().0.iter().enumerate() {
+                let ahead = course.ahead(course.keys() + column * SQUARES, distance);
+                let (rows, dim) = (rows.clone(), column * LANES);
+                S::mix(self, Column { rows, at, positions: &seen, dim, values, ahead });
             }
         }
     }
@@ -174,5 +180,6 @@ impl QueryRows {
 
 /// The groups of 32 positions that hold some of these: squares of a column.
 fn groups(positions: &Range<usize>) -> Range<usize> {
-    positions.start / LANES..positions.end.div_ceil(LANES)
+    let lines = whole_lines(positions);
+    lines.start / LANES..lines.end / LANES
 }

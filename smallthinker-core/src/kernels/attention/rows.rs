@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::calls::{Side, Tile, fit};
-use super::coded_rows::Squares;
-use super::codes::{Course, Integers, QueryCodes};
-use super::{BLOCK, Functions, LANES, Line, Lines, Run, SUMS, Square, key_lines};
+use super::codes::short::Peaks;
+use super::codes::{Integers, QueryCodes};
+use super::{BLOCK, Functions, LANES, Line, Lines, Run, SUMS, key_lines};
 use crate::Result;
 use crate::kernels::{Kernels, misuse};
 
@@ -38,10 +38,9 @@ pub struct QueryRows {
     pub(super) integers: Vec<Integers>,
     /// Keys and values of a block in single precision.
     wide: Vec<Line<f32>>,
-    /// Some keys or values of 4 bits, in 8 bits.
-    pub(super) room: Vec<Square>,
-    /// All keys and values of a block, likewise.
-    pub(super) unpacked: [Vec<Square>; 2],
+    /// Of values of 4 bits: the peaks of the rows of a tile, and the inverse of each position's greatest scale.
+    pub(super) peaks: Vec<Peaks>,
+    pub(super) inverses: [f32; BLOCK],
     /// Where the keys and the values lie that were announced; `add_block` takes it.
     next: [Run; 2],
 }
@@ -51,7 +50,10 @@ pub struct QueryRows {
 pub(super) enum Form {
     None,
     Tiles,
-    Codes,
+    /// With the keys' [`Coded::OFFSET`](super::Coded::OFFSET).
+    Codes {
+        offset: i32,
+    },
 }
 
 /// From so many tiles on, a block is widened once for all of them.
@@ -76,9 +78,9 @@ impl QueryRows {
             gains: Vec::new(),
             integers: Vec::new(),
             wide: Vec::new(),
-            room: Vec::new(),
+            peaks: Vec::new(),
+            inverses: [0.0; BLOCK],
             next: [(0, 0); 2],
-            unpacked: [Vec::new(), Vec::new()],
         }
     }
 
@@ -136,7 +138,8 @@ impl QueryRows {
     /// Attends to the positions `first..first + BLOCK`, as far as the rows see them. Blocks must come in
     /// ascending order.
     ///
-    /// Errors: [`Error::Internal`](crate::Error::Internal) if the number of lines does not fit.
+    /// Errors: [`Error::Internal`](crate::Error::Internal) if the number of lines does not fit, or if earlier blocks had codes of another size, or
+    /// none.
     pub fn add_block(&mut self, first: usize, keys: Lines<'_>, values: Lines<'_>) -> Result<()> {
         if !fit(self.head_dim, keys, values) {
             return Err(misuse("attention", format_args!("lines that are no block of {}", self.head_dim)));
@@ -144,17 +147,10 @@ impl QueryRows {
         let head_dim = self.head_dim;
         let n = self.visible.len();
         let next = self.take_next(first + BLOCK);
-        let codes = match (keys, values) {
-            (Lines::Q8(keys), Lines::Q8(values)) => {
-                Some(([keys, values].map(Squares::Eight), Course::new(keys, values, next)))
-            }
-            (Lines::Q4(keys), Lines::Q4(values)) => {
-                Some(([keys, values].map(Squares::Four), Course::new(keys, values, next)))
-            }
-            _ => None,
-        };
-        if let Some(([keys, values], course)) = codes {
-            return self.add_coded(first, keys, values, &course);
+        match (keys, values) {
+            (Lines::Q8(keys), Lines::Q8(values)) => return self.add_coded(first, keys, values, next),
+            (Lines::Q4(keys), Lines::Q4(values)) => return self.add_coded(first, keys, values, next),
+            _ => {}
         }
         self.arrange(Form::Tiles)?;
         let [keys, values] = [keys, values].map(|lines| Side { lines, head_dim, next: next[0] });
@@ -184,8 +180,8 @@ impl QueryRows {
             return Err(misuse("attention", "blocks of two kinds"));
         }
         self.form = form;
-        if form == Form::Codes {
-            self.arrange_codes();
+        if let Form::Codes { offset } = form {
+            self.arrange_codes(offset);
             return Ok(());
         }
         self.tiles.clear();

@@ -21,8 +21,8 @@ pub struct Square {
 pub struct Square4 {
     /// Per position, in half precision, not negative.
     pub scales: [u16; LANES],
-    /// In the order of a square's, cut into parts of [`HALF_BYTES`]: the lower halves of so many bytes are one part, the upper
-    /// halves the next.
+    /// Of keys in the order of a square's, of values `[position / 4][dimension][position % 4]`. Cut into parts of [`HALF_BYTES`]: the
+    /// lower halves of so many bytes are one part, the upper halves the next.
     pub codes: [u8; LANES * LANES / 2],
 }
 
@@ -39,22 +39,27 @@ const _: () = assert!(size_of::<Square4>() == 2 * LANES + LANES * LANES / 2);
 impl Square {
     /// Zeros.
     pub(crate) const EMPTY: Square = Square { scales: [0; LANES], codes: [0; LANES * LANES] };
+}
+
+/// A square whose codes have places, see `key` and `value`.
+pub(crate) trait Coded: Copy {
+    /// A code takes `1 / 2^SHIFT` bytes.
+    const SHIFT: u32;
+    /// What makes a code of a key a number that is not negative, added to it.
+    const OFFSET: i32;
+    /// Positions whose values a product of integers adds up.
+    const NEIGHBOURS: usize;
 
     /// Where the code of a key is.
-    pub const fn key(position: usize, dimension: usize) -> usize {
+    fn key(position: usize, dimension: usize) -> usize {
         (dimension / 4 * LANES + position) * 4 + dimension % 4
     }
 
     /// Where the code of a value is.
-    pub const fn value(position: usize, dimension: usize) -> usize {
-        (position / 2 * LANES + dimension) * 2 + position % 2
+    fn value(position: usize, dimension: usize) -> usize {
+        (position / Self::NEIGHBOURS * LANES + dimension) * Self::NEIGHBOURS + position % Self::NEIGHBOURS
     }
-}
 
-/// A square whose codes are found by their places in a [`Square`].
-pub(crate) trait Coded: Copy {
-    /// A code takes `1 / 2^SHIFT` bytes.
-    const SHIFT: u32;
     fn scale(&self, position: usize) -> u16;
     fn set_scale(&mut self, position: usize, scale: u16);
     fn code(&self, place: usize) -> i8;
@@ -63,6 +68,8 @@ pub(crate) trait Coded: Copy {
 
 impl Coded for Square {
     const SHIFT: u32 = 0;
+    const OFFSET: i32 = 128;
+    const NEIGHBOURS: usize = 2;
 
     fn scale(&self, position: usize) -> u16 {
         self.scales[position]
@@ -83,6 +90,8 @@ impl Coded for Square {
 
 impl Coded for Square4 {
     const SHIFT: u32 = 1;
+    const OFFSET: i32 = 15;
+    const NEIGHBOURS: usize = 4;
 
     fn scale(&self, position: usize) -> u16 {
         self.scales[position]
@@ -135,7 +144,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_have_places_of_their_own() {
-        for place in [Square::key, Square::value] {
+        for place in [Square::key, Square::value, Square4::key, Square4::value] {
             let all = (0..LANES).flat_map(|p| (0..LANES).map(move |d| place(p, d)));
             let mut all: Vec<usize> = all.collect();
             all.sort_unstable();

@@ -1,14 +1,27 @@
-//! With AVX2, FMA and F16C: products of 16-bit integers.
+//! With AVX2, FMA and F16C: products of 16-bit integers, or of bytes where keys have 4 bits.
 
 use std::arch::x86_64::*;
 
 use super::super::EXP2_SHORT;
 use super::super::avx2::{ROWS, exp2_with, for_rows, greatest, prefetch};
-use super::{Functions, LANES, Mix, SQUARES, SUMS, Score, Softened, Square, Square4, units};
-use crate::kernels::avx2::{load_f32, load_half, store_f32};
+use super::{Functions, LANES, Mix, SQUARES, SUMS, Score, Softened, Square, Square4, short, units};
+use crate::kernels::avx2::{load, load_f32, load_half, store_f32};
 
 pub(in crate::kernels::attention) const FUNCTIONS: Functions =
-    Functions { quantize, score, soften, mix, unpack };
+    Functions { quantize, score, score4, soften, mix, stretch: short::avx2::stretch, mix4: short::avx2::mix };
+
+impl Square4 {
+    /// The lower and the upper halves of one half of the bytes of a part.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn halves(&self, part: usize, half: usize) -> [[__m256i; 2]; 2] {
+        let bytes = self.codes[(part * 2 + half) * 64..].as_chunks::<32>().0;
+        let held = [load(&bytes[0]), load(&bytes[1])];
+        let lower = |held| _mm256_and_si256(held, _mm256_set1_epi8(15));
+        let upper = |held| lower(_mm256_srli_epi16::<4>(held));
+        [[lower(held[0]), lower(held[1])], [upper(held[0]), upper(held[1])]]
+    }
+}
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn quantize(x: &[f32], codes: &mut [[i8; LANES]], scales: &mut [f32], sums: &mut [i32]) {
@@ -16,12 +29,12 @@ fn quantize(x: &[f32], codes: &mut [[i8; LANES]], scales: &mut [f32], sums: &mut
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score(mut s: Score<'_>) {
+fn score(mut s: Score<'_, Square>) {
     for_rows!(score_rows(s); 1 2 3 4 5);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn score_rows<const R: usize>(s: &mut Score<'_>, from: usize) {
+fn score_rows<const R: usize>(s: &mut Score<'_, Square>, from: usize) {
     let Some(rows) = s.out[from..].first_chunk_mut::<R>() else { return };
     for part in 0..s.parts {
         // Four 16-bit codes in 64 bits.
@@ -63,6 +76,61 @@ fn score_rows<const R: usize>(s: &mut Score<'_>, from: usize) {
                     let scale = _mm256_set1_ps(s.q.scales[part * s.rows + from + r]);
                     let scale = _mm256_mul_ps(of_keys, scale);
                     store_f32(sums, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, before));
+                }
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn score4(mut s: Score<'_, Square4>) {
+    for_rows!(score4_rows(s); 1 2 3 4 5);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn score4_rows<const R: usize>(s: &mut Score<'_, Square4>, from: usize) {
+    let Some(rows) = s.out[from..].first_chunk_mut::<R>() else { return };
+    let ones = _mm256_set1_epi16(1);
+    for part in 0..s.parts {
+        let mut room = [[0; R]; LANES / 4];
+        // All of them, which the compiler must not know: it would unroll the loop and then run out of registers.
+        let q = &mut room[..s.q.codes.len() / (s.parts * s.rows)];
+        for (k, q) in q.iter_mut().enumerate() {
+            let codes = &s.q.codes[(part * LANES / 4 + k) * s.rows + from..];
+            q.iter_mut().zip(codes).for_each(|(q, codes)| *q = i32::from_le_bytes(codes.map(|c| c as u8)));
+        }
+        for (g, squares) in s.keys.chunks_exact(s.parts).enumerate() {
+            if from + part == 0 {
+                (0..s.parts).for_each(|i| prefetch(s.ahead.square(g * s.parts + i)));
+            }
+            let square = &squares[part];
+            for half in 0..2 {
+                // Eight times two products of 15 and 127 fit 16 bits: 30,480.
+                let mut acc = [[_mm256_setzero_si256(); 2]; R];
+                for (pair, q) in q.as_chunks::<2>().0.iter().enumerate() {
+                    for (keys, q) in square.halves(pair, half).into_iter().zip(q) {
+                        for (acc, q) in acc.iter_mut().zip(q) {
+                            let q = _mm256_set1_epi32(*q);
+                            let add = |i: usize| _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(keys[i], q));
+                            *acc = [add(0), add(1)];
+                        }
+                    }
+                }
+                let at = s.first + g * LANES + half * LANES / 2;
+                let of_keys = square.scales[half * LANES / 2..].as_chunks::<8>().0;
+                for (r, (acc, row)) in acc.iter().zip(&mut *rows).enumerate() {
+                    let place = part * s.rows + from + r;
+                    let offset = _mm256_set1_epi32(s.q.offsets[place]);
+                    let scale = _mm256_set1_ps(s.q.scales[place]);
+                    let sums = row[at..at + LANES / 2].as_chunks_mut::<8>().0;
+                    for ((sums, acc), of_keys) in sums.iter_mut().zip(acc).zip(of_keys) {
+                        // Codes are twice what is held, minus 15.
+                        let dots = _mm256_slli_epi32::<1>(_mm256_madd_epi16(*acc, ones));
+                        let dots = _mm256_cvtepi32_ps(_mm256_add_epi32(dots, offset));
+                        let before = if part == 0 { _mm256_setzero_ps() } else { load_f32(sums) };
+                        let scale = _mm256_mul_ps(_mm256_cvtph_ps(load_half(of_keys)), scale);
+                        store_f32(sums, _mm256_fmadd_ps(dots, scale, before));
+                    }
                 }
             }
         }
@@ -172,8 +240,3 @@ fn mix_rows<const R: usize>(b: &mut Block<'_>, from: usize) {
 
 /// Which pair of positions of a square each 32-bit lane of packed weights belongs to.
 const PAIRS: [usize; LANES / 2] = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15];
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn unpack(from: &[Square4], to: &mut [Square]) {
-    from.iter().zip(to).for_each(|(from, to)| super::unpack(from, to));
-}

@@ -2,18 +2,19 @@
 //!
 //! Queries become 8-bit codes with a scale for each 32 dimensions, as keys are. The weights of a block, relative to the
 //! greatest among them, times the scales of the values become 15-bit integers in units of the greatest scale, so that
-//! a block has one integer sum for each dimension. Every set computes the same integers, in any order, and the same few
-//! operations in single precision around them. Codes of 4 bits become codes of 8 bits first, a few squares at a time.
+//! a block has one integer sum for each dimension; with values of 4 bits they become 8-bit integers, see `short`. Every set computes
+//! the same integers, in any order, and the same few operations in single precision around them.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 pub(super) mod scalar;
+pub(super) mod short;
 
 use std::ops::Range;
 
-use super::{BLOCK, Coded, HALF_BYTES, LANES, Run, SUMS, Square, Square4};
+use super::{BLOCK, Coded, LANES, Run, SUMS, Square, Square4};
 
 /// Squares of 32 dimensions of the values of a block, and of one dimension of 32 of the keys.
 pub(super) const SQUARES: usize = BLOCK / LANES;
@@ -31,7 +32,7 @@ pub(super) struct QueryCodes {
     codes: Vec<[i8; 4]>,
     /// `[parts][rows]`.
     scales: Vec<f32>,
-    /// `[parts][rows]`: -128 times the sum of the codes.
+    /// `[parts][rows]`: sums of the codes times the keys' [`Coded::OFFSET`], with the other sign.
     offsets: Vec<i32>,
     /// One row, its scales, and the sums of its codes.
     row: Vec<[i8; LANES]>,
@@ -55,8 +56,8 @@ impl QueryCodes {
         self.offsets.clear();
     }
 
-    /// Adds a tile of rows of `head_dim` elements.
-    pub(super) fn push_tile(&mut self, functions: &Functions, rows: &[f32], head_dim: usize) {
+    /// Adds a tile of rows of `head_dim` elements that will meet keys of this [`Coded::OFFSET`].
+    pub(super) fn push_tile(&mut self, functions: &Functions, rows: &[f32], head_dim: usize, offset: i32) {
         let (n, parts) = (rows.len() / head_dim, head_dim.div_ceil(LANES));
         let [codes, scales] = [self.codes.len(), self.scales.len()];
         self.codes.resize(codes + parts * LANES / 4 * n, [0; 4]);
@@ -70,7 +71,7 @@ impl QueryCodes {
             unsafe { (functions.quantize)(row, &mut self.row, &mut self.row_scales, &mut self.row_sums) };
             for (part, (scale, sum)) in self.row_scales.iter().zip(&self.row_sums).enumerate() {
                 self.scales[scales + part * n + r] = *scale;
-                self.offsets[scales + part * n + r] = -128 * sum;
+                self.offsets[scales + part * n + r] = -offset * sum;
             }
             let places = self.codes[codes + r..].iter_mut().step_by(n);
             places.zip(self.row.as_flattened().as_chunks().0).for_each(|(place, four)| *place = *four);
@@ -96,8 +97,6 @@ pub(super) struct Course {
     runs: [Run; 4],
     /// Bytes of a square.
     square: usize,
-    /// As [`Coded::SHIFT`].
-    shift: u32,
 }
 
 impl Course {
@@ -106,7 +105,7 @@ impl Course {
         let run = |squares: &[S]| (squares.as_ptr().addr(), squares.len());
         let [next_keys, next_values] = next;
         let runs = [run(keys), run(values), next_keys, next_values];
-        Course { runs, square: size_of::<S>(), shift: S::SHIFT }
+        Course { runs, square: size_of::<S>() }
     }
 
     /// Squares of its keys.
@@ -117,16 +116,6 @@ impl Course {
     /// Squares that `bytes` bytes are.
     pub(super) fn distance(&self, bytes: usize) -> usize {
         bytes / self.square
-    }
-
-    /// Squares of the first block.
-    pub(super) fn block(&self) -> usize {
-        self.runs[0].1 + self.runs[1].1
-    }
-
-    /// Squares of both blocks.
-    pub(super) fn both(&self) -> usize {
-        self.runs.iter().map(|(_, squares)| squares).sum()
     }
 
     /// What comes `distance` squares after number `number`.
@@ -144,12 +133,6 @@ pub(super) struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// As [`Coded::SHIFT`].
-    #[inline]
-    fn shift(&self) -> u32 {
-        self.course.shift
-    }
-
     /// The bytes of the square with this number, from the first on.
     #[inline]
     fn square(&self, number: usize) -> Range<usize> {
@@ -170,18 +153,19 @@ impl Ahead<'_> {
 /// Products of query rows with keys. Whoever calls promises: `1 <= rows <= Functions::rows`, `q` is a tile of as many,
 /// `keys` is whole groups of 32 positions (`parts` squares each), `out` has `rows` rows and room for the groups from
 /// `first` on.
-pub(super) struct Score<'a> {
+pub(super) struct Score<'a, S> {
     pub(super) rows: usize,
     pub(super) q: TileCodes<'a>,
     pub(super) parts: usize,
-    pub(super) keys: &'a [Square],
+    pub(super) keys: &'a [S],
     /// Where in the block the first key is.
     pub(super) first: usize,
     pub(super) ahead: Ahead<'a>,
     pub(super) out: &'a mut [[f32; BLOCK]],
 }
 
-/// Weights of a row as integers, pairs of 16 bits for each two positions. The order of the pairs is up to the set.
+/// Weights of a row as integers, pairs of 16 bits for each two positions, or of two rows, four of 8 bits for each four positions. Their
+/// order is up to the set.
 pub(super) type Integers = [[i32; LANES / 2]; SQUARES];
 
 /// Sums of 32 dimensions of values, weighted, times the row's gain, added to `out`. Whoever calls promises: `1 <= rows <=
@@ -215,25 +199,13 @@ type Quantize = unsafe fn(&[f32], &mut [[i8; LANES]], &mut [f32], &mut [i32]);
 /// The functions of a kernel set. Unsafe as those of [`super::Functions`] are.
 pub(super) struct Functions {
     pub(super) quantize: Quantize,
-    pub(super) score: unsafe fn(Score<'_>),
+    pub(super) score: unsafe fn(Score<'_, Square>),
+    pub(super) score4: unsafe fn(Score<'_, Square4>),
     /// As [`super::Functions::soften`], but weights are relative to the maximum of these scores.
     pub(super) soften: unsafe fn(&mut [f32], f32, &mut [f32; SUMS]) -> Softened,
     pub(super) mix: unsafe fn(Mix<'_>),
-    /// Makes as many squares of others with codes of 4 bits.
-    pub(super) unpack: unsafe fn(&[Square4], &mut [Square]),
-}
-
-/// What a set's `unpack` does to each square, to be compiled for its instructions.
-#[inline(always)]
-fn unpack(from: &Square4, to: &mut Square) {
-    to.scales = from.scales;
-    let parts = to.codes.as_chunks_mut::<{ 2 * HALF_BYTES }>().0;
-    for (bytes, codes) in from.codes.as_chunks::<HALF_BYTES>().0.iter().zip(parts) {
-        let (lower, upper) = codes.split_at_mut(HALF_BYTES);
-        for ((byte, lower), upper) in bytes.iter().zip(lower).zip(upper) {
-            (*lower, *upper) = ((byte & 15) as i8 * 2 - 15, (byte >> 4) as i8 * 2 - 15);
-        }
-    }
+    pub(super) stretch: unsafe fn(short::Stretch<'_>),
+    pub(super) mix4: unsafe fn(short::Mix<'_>),
 }
 
 /// What every set's `quantize` does, to be compiled for its instructions.
@@ -297,7 +269,7 @@ mod tests {
             [&squares[40..44], &squares[0..4], &squares[20..24], &squares[60..64]];
         let run = |squares: &[Square]| (squares.as_ptr().addr(), squares.len());
         let course = Course::new(keys, values, [run(next_keys), run(next_values)]);
-        assert_eq!((course.keys(), course.block(), course.both()), (4, 8, 16));
+        assert_eq!(course.keys(), 4);
         assert_eq!(course.distance(3 * size_of::<Square>()), 3);
         let places = (0..18).map(|number| {
             let bytes = course.ahead(1, 1).square(number);

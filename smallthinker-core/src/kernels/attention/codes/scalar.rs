@@ -1,37 +1,73 @@
 //! The reference.
 
 use super::super::EXP2_SHORT;
+use super::super::HALF_BYTES;
 use super::super::scalar::{exp2_with, fma, widened};
-use super::{Functions, LANES, Mix, SUMS, Score, Softened, Square, Square4, quantize, units};
+use super::{Functions, LANES, Mix, SUMS, Score, Softened, Square, Square4, quantize, short, units};
 
-pub(in crate::kernels::attention) const FUNCTIONS: Functions =
-    Functions { quantize, score, soften, mix, unpack };
+pub(in crate::kernels::attention) const FUNCTIONS: Functions = Functions {
+    quantize,
+    score: score::<Square>,
+    score4: score::<Square4>,
+    soften,
+    mix,
+    stretch: short::scalar::stretch,
+    mix4: short::scalar::mix,
+};
 
-fn unpack(from: &[Square4], to: &mut [Square]) {
-    from.iter().zip(to).for_each(|(from, to)| super::unpack(from, to));
+/// Squares in 8 bits.
+pub(super) trait Eight {
+    /// This one, if need be in `room`.
+    fn eight<'s>(&'s self, room: &'s mut Square) -> &'s Square;
 }
 
-fn score(s: Score<'_>) {
-    for (g, squares) in s.keys.chunks_exact(s.parts).enumerate() {
-        let at = s.first + g * LANES;
+impl Eight for Square {
+    fn eight<'s>(&'s self, _room: &'s mut Square) -> &'s Square {
+        self
+    }
+}
+
+impl Eight for Square4 {
+    fn eight<'s>(&'s self, room: &'s mut Square) -> &'s Square {
+        room.scales = self.scales;
+        let parts = room.codes.as_chunks_mut::<{ 2 * HALF_BYTES }>().0;
+        for (bytes, codes) in self.codes.as_chunks::<HALF_BYTES>().0.iter().zip(parts) {
+            let (lower, upper) = codes.split_at_mut(HALF_BYTES);
+            for ((byte, lower), upper) in bytes.iter().zip(lower).zip(upper) {
+                (*lower, *upper) = ((byte & 15) as i8 * 2 - 15, (byte >> 4) as i8 * 2 - 15);
+            }
+        }
+        room
+    }
+}
+
+fn score<S: Eight>(s: Score<'_, S>) {
+    let mut room = Square::EMPTY;
+    for (i, square) in s.keys.iter().enumerate() {
+        let (at, part) = (s.first + i / s.parts * LANES, i % s.parts);
+        let square = square.eight(&mut room);
         for (r, row) in s.out.iter_mut().take(s.rows).enumerate() {
             let Some(sums) = row[at..].first_chunk_mut::<LANES>() else { return };
-            sums.fill(0.0);
-            for (part, square) in squares.iter().enumerate() {
-                let mut dots = [0; LANES];
-                let codes = s.q.codes[part * LANES / 4 * s.rows + r..].iter().step_by(s.rows);
-                for (q, keys) in codes.zip(square.codes.as_chunks::<{ 4 * LANES }>().0) {
-                    for (dot, key) in dots.iter_mut().zip(keys.as_chunks::<4>().0) {
-                        *dot += q.iter().zip(key).map(|(q, k)| i32::from(*q) * i32::from(*k)).sum::<i32>();
-                    }
+            if part == 0 {
+                sums.fill(0.0);
+            }
+            let mut dots = [0; LANES];
+            let codes = s.q.codes[part * LANES / 4 * s.rows + r..].iter().step_by(s.rows);
+            for (q, keys) in codes.zip(square.codes.as_chunks::<{ 4 * LANES }>().0) {
+                for (dot, key) in dots.iter_mut().zip(keys.as_chunks::<4>().0) {
+                    *dot += dot_of(q, key);
                 }
-                let scale = s.q.scales[part * s.rows + r];
-                for ((sum, dot), of_key) in sums.iter_mut().zip(dots).zip(square.scales) {
-                    *sum = fma(dot as f32, widened(of_key) * scale, *sum);
-                }
+            }
+            let scale = s.q.scales[part * s.rows + r];
+            for ((sum, dot), of_key) in sums.iter_mut().zip(dots).zip(square.scales) {
+                *sum = fma(dot as f32, widened(of_key) * scale, *sum);
             }
         }
     }
+}
+
+fn dot_of(a: &[i8; 4], b: &[i8; 4]) -> i32 {
+    a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum()
 }
 
 fn soften(scores: &mut [f32], before: f32, sums: &mut [f32; SUMS]) -> Softened {
