@@ -138,7 +138,7 @@ pub(super) fn put<S: Coded>(
     };
     let square = &mut all[start + part.square(head_dim, position, chunk)];
     let at = position % LANES;
-    square.set_scale(at, block.scale);
+    square.scales_mut()[at] = block.scale;
     for (dim, code) in block.codes.into_iter().enumerate() {
         square.set_code(part.code::<S>(at, dim), code);
     }
@@ -154,7 +154,10 @@ pub(super) fn get<S: Coded>(
 ) -> Block {
     let square = &of_part[part.square(head_dim, position, chunk)];
     let at = position % LANES;
-    Block { scale: square.scale(at), codes: std::array::from_fn(|dim| square.code(part.code::<S>(at, dim))) }
+    Block {
+        scale: square.scales()[at],
+        codes: std::array::from_fn(|dim| square.code(part.code::<S>(at, dim))),
+    }
 }
 
 #[cfg(test)]

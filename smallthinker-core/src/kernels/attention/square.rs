@@ -60,8 +60,8 @@ pub(crate) trait Coded: Copy {
         (position / Self::NEIGHBOURS * LANES + dimension) * Self::NEIGHBOURS + position % Self::NEIGHBOURS
     }
 
-    fn scale(&self, position: usize) -> u16;
-    fn set_scale(&mut self, position: usize, scale: u16);
+    fn scales(&self) -> &[u16; LANES];
+    fn scales_mut(&mut self) -> &mut [u16; LANES];
     fn code(&self, place: usize) -> i8;
     fn set_code(&mut self, place: usize, code: i8);
 }
@@ -71,12 +71,13 @@ impl Coded for Square {
     const OFFSET: i32 = 128;
     const NEIGHBOURS: usize = 2;
 
-    fn scale(&self, position: usize) -> u16 {
-        self.scales[position]
+    #[inline]
+    fn scales(&self) -> &[u16; LANES] {
+        &self.scales
     }
 
-    fn set_scale(&mut self, position: usize, scale: u16) {
-        self.scales[position] = scale;
+    fn scales_mut(&mut self) -> &mut [u16; LANES] {
+        &mut self.scales
     }
 
     fn code(&self, place: usize) -> i8 {
@@ -93,12 +94,13 @@ impl Coded for Square4 {
     const OFFSET: i32 = 15;
     const NEIGHBOURS: usize = 4;
 
-    fn scale(&self, position: usize) -> u16 {
-        self.scales[position]
+    #[inline]
+    fn scales(&self) -> &[u16; LANES] {
+        &self.scales
     }
 
-    fn set_scale(&mut self, position: usize, scale: u16) {
-        self.scales[position] = scale;
+    fn scales_mut(&mut self) -> &mut [u16; LANES] {
+        &mut self.scales
     }
 
     fn code(&self, place: usize) -> i8 {

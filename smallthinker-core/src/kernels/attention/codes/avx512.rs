@@ -22,17 +22,11 @@ pub(in crate::kernels::attention) const FUNCTIONS: Functions = Functions {
 
 /// Squares of keys.
 trait Keys: Coded {
-    fn scales(&self) -> &[u16; LANES];
     /// Four dimensions of 32 positions, [`Coded::OFFSET`] more than the codes. Only for CPUs with AVX-512.
     unsafe fn unsigned(&self, four: usize) -> [__m512i; 2];
 }
 
 impl Keys for Square {
-    #[inline]
-    fn scales(&self) -> &[u16; LANES] {
-        &self.scales
-    }
-
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn unsigned(&self, four: usize) -> [__m512i; 2] {
@@ -44,11 +38,6 @@ impl Keys for Square {
 }
 
 impl Keys for Square4 {
-    #[inline]
-    fn scales(&self) -> &[u16; LANES] {
-        &self.scales
-    }
-
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn unsigned(&self, four: usize) -> [__m512i; 2] {

@@ -87,8 +87,8 @@ impl Cache {
             for d in 0..self.head_dim {
                 let scale = scale(at, d / 32);
                 let (k, v) = (p / 32 * self.head_dim.div_ceil(32) + d / 32, d / 32 * (BLOCK / 32) + p / 32);
-                keys[k].set_scale(p % 32, scale.to_bits());
-                values[v].set_scale(p % 32, scale.to_bits());
+                keys[k].scales_mut()[p % 32] = scale.to_bits();
+                values[v].scales_mut()[p % 32] = scale.to_bits();
                 let code = |x: f32| (x / scale.to_f32()).round() as i8;
                 keys[k].set_code(S::key(p % 32, d % 32), code(self.keys[at][d]));
                 values[v].set_code(S::value(p % 32, d % 32), code(self.values[at][d]));

@@ -14,7 +14,7 @@ pub(in super::super) fn stretch(s: Stretch<'_>) {
         let mut most = [0_u16; LANES];
         for values in s.values[square..].iter().step_by(SQUARES) {
             let places = most[seen.clone()].iter_mut().zip(&values.scales[seen.clone()]);
-            places.for_each(|(most, scale)| *most = scale.max(most).to_owned());
+            places.for_each(|(most, scale)| *most = (*most).max(*scale));
         }
         let finite = most.iter().all(|scale| *scale < NOT_FINITE);
         let mut greatest = [0.0; LANES];

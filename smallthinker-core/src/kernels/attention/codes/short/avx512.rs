@@ -13,12 +13,11 @@ use crate::kernels::avx2::{load_f32, store_f32};
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(in super::super) fn stretch(s: Stretch<'_>) {
     for square in squares(&s.positions) {
+        let seen = seen(&s.positions, square);
         let mut most = _mm512_setzero_si512();
         for values in s.values[square..].iter().step_by(SQUARES) {
             // SAFETY: 32 halves.
-            let scales = unsafe {
-                _mm512_maskz_loadu_epi16(seen(&s.positions, square), values.scales.as_ptr().cast())
-            };
+            let scales = unsafe { _mm512_maskz_loadu_epi16(seen, values.scales.as_ptr().cast()) };
             most = _mm512_max_epu16(most, scales);
         }
         let finite = _mm512_cmplt_epu16_mask(most, _mm512_set1_epi16(NOT_FINITE as i16));
